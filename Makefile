@@ -1,0 +1,73 @@
+# Every target works from a fresh clone: it makes the environment in .venv when that is missing or older than the lock.
+# Nothing else has to be on the machine but Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOMS := penstock actors cluster admission telemetry
+CODE := $(ROOMS) $(wildcard examples tests benchmarks)
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-quick lint format types imports check bench figures-spine lock clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Penstock needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." >&2; \
+		echo "Name another one, for example: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) (once; a minute or two)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+venv: $(STAMP) ## make the environment
+
+demo: $(STAMP) ## run 1,000 jobs on a local cluster and kill a host half-way
+	@$(BIN)/penstock demo $(DEMO_ARGS)
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(STAMP) ## run the tests that take no cluster and little time
+	@$(BIN)/python -m pytest -m "not slow and not chaos" $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+format: $(STAMP) ## let ruff format and repair what it can
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+types: $(STAMP) ## mypy --strict over everything
+	@$(BIN)/mypy $(CODE)
+
+imports: $(STAMP) ## the rooms' import contracts
+	@$(BIN)/lint-imports
+
+check: lint types imports ## lint, types and imports
+
+bench: $(STAMP) ## measure the spine beside its raw floor; writes figures/spine.json
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.spine --json figures/spine.json
+
+figures-spine: bench ## the same as bench
+
+lock: $(STAMP) ## compile the locks again from pyproject.toml (versions and hashes, no index host)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --extra example --extra dev pyproject.toml --output-file requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --constraint requirements.lock pyproject.toml --output-file requirements-runtime.lock
+
+clean: ## remove the environment, caches and built files
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
