@@ -10,6 +10,10 @@ ROOMS := penstock actors cluster admission telemetry
 CODE := $(ROOMS) $(wildcard examples tests benchmarks)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+LOCK_ARGS ?=
+# One resolution for all platforms, with hashes, and without a word about where the files came from.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 
 export PIP_NO_INPUT := 1
@@ -67,11 +71,9 @@ bench: $(STAMP) ## measure the spine beside its raw floor; writes figures/spine.
 
 figures-spine: bench ## the same as bench
 
-lock: $(STAMP) ## compile the locks again from pyproject.toml (versions and hashes, no index host)
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-annotate --no-header --extra example --extra dev pyproject.toml --output-file requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-annotate --no-header --constraint requirements.lock pyproject.toml --output-file requirements-runtime.lock
+lock: $(STAMP) ## compile the locks from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
+	@$(COMPILE) --extra example --extra dev $(LOCK_ARGS) --output-file requirements.lock
+	@$(COMPILE) --constraint requirements.lock $(LOCK_ARGS) --output-file requirements-runtime.lock
 
 clean: ## remove the environment, caches and built files
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

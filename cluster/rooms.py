@@ -50,7 +50,7 @@ class RoomIntruder:
         if self.overwritten:
             return f"{what}; {_reinstall()}"
         place = self.file.parent.parent
-        return f"{what}; rename that package, or take {place} out of PYTHONPATH and start in another directory"
+        return f"{what}; rename or delete that package, or start Penstock without {place} on the Python path"
 
 
 class ForeignRoomError(ImportError):

@@ -34,10 +34,13 @@ else:
 
 
 def probe(home: Path, *path: Path, cwd: Path | None = None) -> dict[str, Any]:
-    """What the check of the rooms in ``home`` says in a new process whose PYTHONPATH is ``path``."""
+    """What the check of the rooms in ``home`` says in a new process whose PYTHONPATH is ``path``.
+
+    ``-S`` keeps the environment's own packages out: an editable install would stand in for a room that is missing.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(entry) for entry in path), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(home / "cluster" / "rooms.py")],
+        [sys.executable, "-S", "-c", PROBE, str(home / "cluster" / "rooms.py")],
         env=environment, cwd=cwd or home, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     said: dict[str, Any] = json.loads(done.stdout)
@@ -96,7 +99,7 @@ def test_plain_directory_is_named_without_a_distribution(tmp_path: Path) -> None
     said = probe(ROOT, tmp_path, ROOT)
     assert said["rooms"] == ["telemetry"]
     assert "no installed distribution" in said["message"]
-    assert f"take {tmp_path} out of PYTHONPATH" in said["message"]
+    assert f"without {tmp_path} on the Python path" in said["message"]
 
 
 def test_all_intruders_are_gathered(tmp_path: Path) -> None:
