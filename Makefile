@@ -72,7 +72,9 @@ bench: $(STAMP) ## measure the spine beside its raw floor; writes figures/spine.
 figures-spine: bench ## the same as bench
 
 lock: $(STAMP) ## compile the locks from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
+	@cp -p requirements.lock $(VENV)/lock.before
 	@$(COMPILE) --extra example --extra dev $(LOCK_ARGS) --output-file requirements.lock
+	@cmp -s requirements.lock $(VENV)/lock.before && touch -r $(VENV)/lock.before requirements.lock || true
 	@$(COMPILE) --constraint requirements.lock $(LOCK_ARGS) --output-file requirements-runtime.lock
 
 clean: ## remove the environment, caches and built files
