@@ -47,7 +47,7 @@ test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-quick: $(STAMP) ## run the tests that take no cluster and little time
-	@$(BIN)/python -m pytest -m "not slow and not chaos" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not chaos and not ray" $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .
