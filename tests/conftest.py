@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from cluster.embedded import EmbeddedValkey
 if TYPE_CHECKING:
     from cluster.session import LocalRay
 
+ROOT = Path(__file__).parents[1]
 RAY_FIXTURES = frozenset({"ray_cluster", "ray_driver"})
 
 # Shared machines are slow now and then: a deadline would fail tests for that. In CI the examples are always the same.
@@ -58,7 +60,7 @@ def ray_cluster() -> Iterator[LocalRay]:
     """Two Ray nodes with one CPU each, shared by the session: kill hosts on it, but no nodes."""
     from cluster.session import LocalRay
 
-    cluster = LocalRay(nodes=2, cpus_per_node=1)
+    cluster = LocalRay(nodes=2, cpus_per_node=1, python_path=[ROOT / "examples", ROOT / "tests" / "support"])
     cluster.start()
     yield cluster
     cluster.stop()
