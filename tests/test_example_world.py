@@ -16,6 +16,8 @@ import httpx2
 import pytest
 from pydantic import ValidationError
 
+from penstock import Ambiguous, NotApplied, Rejected, ToolCall
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -58,9 +60,6 @@ def fresh(tmp_path: Path) -> Iterator[RunningWorld]:
     """A world of your own, with an empty ledger."""
     with running_world(tmp_path, "--seed", "7") as world:
         yield world
-
-
-# ---------------------------------------------------------------------------------------------------- idempotency
 
 
 def test_same_key_is_applied_once_and_answered_alike(world: RunningWorld) -> None:
@@ -120,9 +119,6 @@ def test_what_was_answered_is_carried_on(tmp_path: Path, ending: str) -> None:
         assert world.totals().outcomes_by_endpoint["refunds"] == {"applied": 1, "replayed": 1}
 
 
-# --------------------------------------------------------------------------------------------------------- faults
-
-
 def test_lost_response_then_retry_gives_one_refund(fresh: RunningWorld) -> None:
     fresh.set_faults(refunds={"lost_response_rate": 1.0})
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -173,14 +169,7 @@ def test_errors_are_500_and_nothing_is_applied(world: RunningWorld) -> None:
     assert world.totals().answers_applied == before
 
 
-def test_latency_is_waited(world: RunningWorld) -> None:
-    world.set_faults(orders={"latency_ms": 150, "latency_jitter_ms": 50})
-    begin = time.monotonic()
-    assert world.http.get("/orders/O-202").status_code == 200
-    assert time.monotonic() - begin >= 0.15
-
-
-def test_a_client_that_gives_up_does_not_undo_what_it_asked(fresh: RunningWorld) -> None:
+def test_latency_is_waited_and_giving_up_does_not_undo_what_it_asked(fresh: RunningWorld) -> None:
     fresh.set_faults(refunds={"latency_ms": 300})
     fresh.http.timeout = 0.1
     with pytest.raises(httpx2.ReadTimeout):
@@ -238,9 +227,6 @@ def test_a_fate_belongs_to_each_draw() -> None:
     assert Switches().of(Endpoint.MODEL) is None
 
 
-# --------------------------------------------------------------------------------------------------------- ledger
-
-
 def test_the_ledger_counts_every_request(fresh: RunningWorld) -> None:
     for number in (1, 2, 2):
         fresh.http.get(f"/orders/O-{number}", headers={"Idempotency-Key": f"read-{number}"})
@@ -259,7 +245,6 @@ def test_the_ledger_counts_every_request(fresh: RunningWorld) -> None:
     assert totals.repeated_keys_by_endpoint == {"orders": 1, "model": 0, "refunds": 1, "answers": 0}
     assert (totals.refunds_applied, totals.refunded_cents, totals.answers_applied) == (2, 350, 1)
     assert (totals.duplicate_refunds, totals.duplicate_answers) == (0, 0)
-
     database = sqlite3.connect(f"file:{fresh.ledger_path}?mode=ro", uri=True)
     with contextlib.closing(database):
         rows = database.execute("SELECT endpoint, idempotency_key, order_id, outcome FROM requests ORDER BY rowid")
@@ -301,9 +286,6 @@ async def test_200_requests_at_once(fresh: RunningWorld) -> None:
     assert totals.outcomes_by_endpoint["refunds"] == {"applied": 100, "replayed": 100}
 
 
-# ----------------------------------------------------------------------------------------------- orders and model
-
-
 def test_orders_depend_on_the_seed_alone(world: RunningWorld, tmp_path: Path) -> None:
     order = world.http.get("/orders/O-401").json()
     assert Order.model_validate(order).total_cents >= 500
@@ -337,7 +319,6 @@ async def test_the_model_is_deterministic_through_its_client(world: RunningWorld
         assert decision["refund_cents"] in (4_000, 4_800)
         late = json.dumps({"order": {"status": "in_transit", "total_cents": 4_000}})
         assert len({await content(client, late, seed) for seed in range(20)}) > 1, "the seed matters"
-
         await asyncio.to_thread(world.set_faults, model={"rate_limited_rate": 1.0})
         with pytest.raises(RateLimitError):
             await content(client, text, 1)
@@ -346,9 +327,6 @@ async def test_the_model_is_deterministic_through_its_client(world: RunningWorld
 def test_the_model_refuses_what_it_cannot_do(world: RunningWorld) -> None:
     assert world.http.post("/v1/chat/completions", json=chat("x", stream=True)).status_code == 400
     assert world.http.post("/v1/chat/completions", json={"model": "any", "messages": []}).status_code == 422
-
-
-# -------------------------------------------------------------------------------------------------------- process
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's help is Linux's")
@@ -387,9 +365,6 @@ def test_a_port_in_use_is_named(world: RunningWorld, tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------- jobs
-
-
 def test_the_jobs_in_the_repository_are_those_that_are_made() -> None:
     lines = (EXAMPLES / "refund_desk" / "jobs.jsonl").read_text().splitlines()
     made = list(jobs(1_000))
@@ -398,3 +373,28 @@ def test_the_jobs_in_the_repository_are_those_that_are_made() -> None:
     assert len({Ticket.model_validate(job["input"]).order_id for job in made}) == 1_000
     assert {job["agent"] for job in made} == {"refund-desk"}
     assert max(map(len, lines)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fault", "known"),
+    [("error_rate", Ambiguous), ("lost_response_rate", Ambiguous), ("rate_limited_rate", NotApplied), ("", Rejected)],
+)
+async def test_a_tool_that_fails_says_what_is_known(
+    world: RunningWorld, monkeypatch: pytest.MonkeyPatch, fault: str, known: type[Exception]
+) -> None:
+    from refund_desk import tools
+
+    monkeypatch.setenv("REFUND_DESK_WORLD_URL", world.url)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{world.url}/v1" if fault else f"{world.url}/nowhere")
+    order = Order.model_validate_json(world.http.get("/orders/O-501").content)
+    ticket = Ticket(ticket_id="T-501", order_id=order.order_id, message="It is broken.")
+    call = ToolCall("tool", "run", "1", 1, f"tool-{fault}", 5.0, "default", time.monotonic, time.monotonic() + 5)
+    faults = {fault: 1.0} if fault else {}
+    world.set_faults(orders=faults, model=faults, refunds=faults)
+    with pytest.raises(known):
+        await tools.get_order.function(call, order.order_id if fault else "elsewhere")
+    with pytest.raises(known):
+        await tools.decide.function(call, ticket, order)
+    with pytest.raises(known):
+        await tools.issue_refund.function(call, order.order_id, 100 if fault else 99_000_000, "It is broken.")
+    await tools.connections().http.aclose()
