@@ -44,7 +44,7 @@ from cluster.valkey_conf import (
 
 __all__ = ["EmbeddedValkey", "EmbeddedValkeyError", "find_server_binary"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("penstock.embedded")
 
 LOG_TAIL_BYTES = 4_000
 LOG_LIMIT_BYTES = 8 * 1024 * 1024

@@ -26,7 +26,7 @@ from cluster.processes import ProcessRecord
 
 __all__ = ["Connection", "LocalRay", "RaySessionError", "connect", "disconnect", "draining_nodes"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("penstock.ray")
 
 LOOPBACK = "127.0.0.1"
 NAMESPACE = "penstock"

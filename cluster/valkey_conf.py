@@ -11,6 +11,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.errors import StoreError
+
 __all__ = [
     "HOST",
     "EmbeddedValkeyError",
@@ -48,7 +50,7 @@ FIXED_SETTINGS = frozenset(
 )
 
 
-class EmbeddedValkeyError(RuntimeError):
+class EmbeddedValkeyError(StoreError):
     """The embedded server cannot be started, reached or stopped; the message says where and what to do."""
 
 

@@ -1,0 +1,157 @@
+"""The group commit: what all runs of a host want written goes out together, fenced, a few writes at a time.
+
+Runs hand over what they want written and await its future; one flush a turn of the event loop sends all of it, one
+script call a partition and kind. While ``IN_FLIGHT`` flushes are unanswered the next one gathers, so that batches
+grow with load by themselves and a lone run waits for nobody.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Final, TypeAlias, TypeVar
+
+from cluster.errors import StoreFull, StoreUnavailable
+from cluster.records import Append, Finish, Park
+from cluster.store import Store
+
+IN_FLIGHT: Final = 2
+_REFUSED_PAUSE_S: Final = 0.5
+_LOG: Final = logging.getLogger("penstock.host")
+
+_Answer: TypeAlias = "asyncio.Future[str | None]"
+_Item = TypeVar("_Item", Append, Finish, Park)
+
+
+class _Group:
+    """What one partition is sent in one flush."""
+
+    __slots__ = ("appends", "finishes", "parks")
+
+    def __init__(self) -> None:
+        self.appends: list[tuple[Append, _Answer]] = []
+        self.finishes: list[tuple[Finish, _Answer]] = []
+        self.parks: list[tuple[Park, _Answer]] = []
+
+
+class Committer:
+    """Writes for all runs of one host. Futures resolve to None, or to the script's exception for the run
+    (STALE, GAP, CANCEL).
+    """
+
+    def __init__(self, store: Store, host: Callable[[], str]) -> None:
+        self._store = store
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._groups: dict[int, _Group] = {}
+        self._scheduled = False
+        self._in_flight = 0
+        self.flushes = 0
+        self.written = 0
+
+    def append(self, entry: Append) -> _Answer:
+        """Journal entries of one run."""
+        answer: _Answer = self._loop.create_future()
+        self._group(entry.run_id).appends.append((entry, answer))
+        return answer
+
+    def finish(self, end: Finish) -> _Answer:
+        """A run's end; it goes out after the appends that were handed over before it."""
+        answer: _Answer = self._loop.create_future()
+        self._group(end.run_id).finishes.append((end, answer))
+        return answer
+
+    def park(self, parking: Park) -> _Answer:
+        """A run's unloading."""
+        answer: _Answer = self._loop.create_future()
+        self._group(parking.run_id).parks.append((parking, answer))
+        return answer
+
+    def _group(self, run_id: str) -> _Group:
+        partition = int(run_id[:2], 16)
+        group = self._groups.get(partition)
+        if group is None:
+            group = self._groups[partition] = _Group()
+            if not self._scheduled and self._in_flight < IN_FLIGHT:
+                self._scheduled = True
+                self._loop.call_soon(self._flush)
+        return group
+
+    def _flush(self) -> None:
+        """Sends everything; tasks start in the order they are made, so a run's appends go before its end."""
+        self._scheduled = False
+        if not self._groups:
+            return
+        groups, self._groups = self._groups, {}
+        sends: list[Coroutine[Any, Any, None]] = []
+        for partition, group in groups.items():
+            if group.appends:
+                sends.append(self._send(self._store.append, partition, group.appends))
+            if group.finishes:
+                sends.extend(self._finishes(partition, group.finishes))
+            if group.parks:
+                sends.append(self._send(self._park, partition, group.parks))
+        self._in_flight += 1
+        self.flushes += 1
+        left = len(sends)
+
+        def one_done(_: "asyncio.Task[None]") -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._in_flight -= 1
+                if self._groups and not self._scheduled:
+                    self._scheduled = True
+                    self._loop.call_soon(self._flush)
+
+        for send in sends:
+            self._loop.create_task(send).add_done_callback(one_done)
+
+    def _finishes(self, partition: int, finishes: list[tuple[Finish, _Answer]]) -> Iterator[Coroutine[Any, Any, None]]:
+        """One call a terminal state, since each has its own retention."""
+        by_state: dict[str, list[tuple[Finish, _Answer]]] = {}
+        for item in finishes:
+            by_state.setdefault(item[0].state.value, []).append(item)
+        for state, group in by_state.items():
+            retention_ms = self._store.settings.retention.milliseconds_of(state)
+
+            async def finish(partition: int, ends: list[Finish], retention_ms: int = retention_ms) -> dict[str, str]:
+                return await self._store.finish(partition, self._host(), ends, retention_ms)
+
+            yield self._send(finish, partition, group)
+
+    async def _park(self, partition: int, parks: list[Park]) -> dict[str, str]:
+        return await self._store.park(partition, self._host(), parks)
+
+    async def _send(
+        self,
+        write: Callable[[int, list[_Item]], Awaitable[dict[str, str]]],
+        partition: int,
+        items: list[tuple[_Item, _Answer]],
+    ) -> None:
+        """One script call; it may be sent twice, so that a full or absent store only delays it."""
+        payload = [item for item, _ in items]
+        while True:
+            try:
+                exceptions = await write(partition, payload)
+                break
+            except (StoreFull, StoreUnavailable) as error:
+                _LOG.warning("the store does not take writes of partition %02x: %s; trying again", partition, error)
+                await asyncio.sleep(_REFUSED_PAUSE_S)
+            except BaseException as error:
+                for _, answer in items:
+                    if not answer.done():
+                        answer.set_exception(error)
+                        answer.exception()
+                if not isinstance(error, Exception):
+                    raise
+                _LOG.exception("partition %02x: a write failed", partition)
+                return
+        self.written += len(items)
+        if not exceptions:
+            for _, answer in items:
+                if not answer.done():
+                    answer.set_result(None)
+            return
+        for item, answer in items:
+            if not answer.done():
+                answer.set_result(exceptions.get(item.run_id))

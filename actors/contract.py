@@ -1,0 +1,200 @@
+"""What users write against: tools and agents, declared by decorators and otherwise plain Python."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
+
+from actors.core.outcome import Risk
+from actors.errors import DefinitionError
+from actors.schema import Signature, Value
+from admission.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from actors.run import Run
+
+P = ParamSpec("P")
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741 - the field's usual name for an input type
+O = TypeVar("O")  # noqa: E741 - and for an output type
+DEFAULT_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a tool knows of the call it serves.
+
+    ``idempotency_key`` is the same for every attempt of the step, on every host: hand it to the remote side.
+    ``timeout_s`` is what this attempt has, from its start.
+    """
+
+    tool: str
+    run_id: str
+    step: str
+    attempt: int
+    idempotency_key: str
+    timeout_s: float
+    tenant: str
+    _clock: Callable[[], float] = field(repr=False)
+    _deadline: float = field(repr=False)
+
+    def remaining_s(self) -> float:
+        """Seconds until this attempt's deadline; never negative. Pass it on to whatever is called."""
+        return max(0.0, self._deadline - self._clock())
+
+
+@dataclass(frozen=True)
+class ToolOptions:
+    """A tool's declaration; see :func:`tool`."""
+
+    dependency: str | None
+    risk: Risk
+    timeout_s: float
+    idempotent: bool
+    retry: RetryPolicy
+    resources: dict[str, float] | None
+
+
+class Tool(Generic[P, R]):
+    """A declared tool. Agents call it through ``run.call(tool, ...)``; ``tool.function`` is the undecorated one."""
+
+    def __init__(self, function: Callable[..., Any], name: str, options: ToolOptions) -> None:
+        self.function = function
+        self.name = name
+        self.options = options
+        self.signature = Signature(function, f"tool {name!r}")
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: a direct call would be neither recorded nor bounded."""
+        raise DefinitionError(
+            f"tool {self.name!r} was called directly: that would be neither recorded nor bounded. "
+            f"Use `await run.call({self.__name__}, ...)`, or {self.__name__}.function(...) in a test"
+        )
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name!r} {self.options.risk.name.lower()}>"
+
+
+class Agent(Generic[I, O]):
+    """A declared agent; ``agent.function`` is the undecorated one."""
+
+    def __init__(self, function: Callable[..., Any], name: str, version: str) -> None:
+        self.function = function
+        self.name = name
+        self.version = version
+        signature = Signature(function, f"agent {name!r}")
+        if len(signature.inputs) != 1:
+            raise DefinitionError(f"agent {name!r} must take the run and one input, as in `async def f(run, input)`")
+        self.input: Value = signature.inputs[0]
+        self.output: Value = signature.result
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    @property
+    def input_adapter(self) -> Any:
+        """Pydantic's TypeAdapter of the input."""
+        return self.input.adapter
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: a direct call would not be durable."""
+        raise DefinitionError(
+            f"agent {self.name!r} was called directly: that would not be durable. Submit a job, or use "
+            f"`await run.spawn({self.__name__}, input)`"
+        )
+
+    def __repr__(self) -> str:
+        return f"<agent {self.name!r} version {self.version!r}>"
+
+
+def _checked_name(kind: str, name: str) -> str:
+    if not name or len(name) > 128 or not name.isprintable() or any(letter in name for letter in " @:{}"):
+        raise DefinitionError(f"{kind} name {name!r}: 1 to 128 printable characters without spaces, @, : or braces")
+    return name
+
+
+class _ToolDecorator:
+    """Types ``@tool(...)`` for coroutine functions and plain functions alike."""
+
+    def __init__(self, name: str | None, options: ToolOptions) -> None:
+        self._name = name
+        self._options = options
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[ToolCall, P], Awaitable[R]]) -> Tool[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[ToolCall, P], R]) -> Tool[P, R]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Tool[Any, Any]:
+        made: Tool[Any, Any] = Tool(function, _checked_name("tool", self._name or function.__name__), self._options)
+        if self._options.resources is not None and "<locals>" in made.__qualname__:
+            raise DefinitionError(
+                f"tool {made.name!r} asks for Ray resources, so it must be importable: define it at module level"
+            )
+        return made
+
+
+def tool(
+    *,
+    name: str | None = None,
+    dependency: str | None = None,
+    risk: Risk = Risk.READ,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    idempotent: bool = False,
+    retry: RetryPolicy | None = None,
+    resources: dict[str, float] | None = None,
+) -> _ToolDecorator:
+    """Declares a tool: a function of a :class:`ToolCall` and plain or pydantic arguments.
+
+    Coroutine functions run on the host's event loop, plain functions in its thread pool, and with ``resources``
+    (``{"num_cpus": 1}``) as a Ray task.
+
+    Args:
+        name: recorded in journals; the function's name by default.
+        dependency: the service that it calls, whose limits it shares with other tools.
+        risk: READ and DRAFT may be repeated freely; WRITE and IRREVERSIBLE are effects with an intent and a receipt.
+        timeout: seconds that one attempt may take.
+        idempotent: the remote side honours ``call.idempotency_key``, so that an effect may be sent again.
+        retry: how often failed attempts are repeated.
+        resources: Ray resources of the task that runs it.
+
+    Raises:
+        DefinitionError: the declaration cannot work; the text names the tool and the fix.
+    """
+    if timeout <= 0:
+        raise DefinitionError(f"tool {name or ''}: timeout is {timeout}; give seconds above zero")
+    known = {"num_cpus", "num_gpus", "memory"}
+    if resources is not None and not set(resources) <= known:
+        raise DefinitionError(f"tool {name or ''}: resources {sorted(set(resources) - known)}; known: {sorted(known)}")
+    options = ToolOptions(dependency, risk, float(timeout), idempotent, retry or RetryPolicy(), resources)
+    return _ToolDecorator(name, options)
+
+
+class _AgentDecorator:
+    """Types ``@agent(...)``."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self._name = name
+        self._version = version
+
+    def __call__(self, function: "Callable[[Run, I], Awaitable[O]]") -> Agent[I, O]:
+        if not inspect.iscoroutinefunction(function):
+            raise DefinitionError(f"agent {self._name!r} must be a coroutine function (`async def`)")
+        return Agent(function, self._name, self._version)
+
+
+def agent(name: str, *, version: str) -> _AgentDecorator:
+    """Declares an agent: ``async def f(run: Run, input: Input) -> Output``.
+
+    ``version`` pins runs: a run goes on under the version that it started with. Change it when the code asks for
+    other steps than before.
+    """
+    _checked_name("agent version", version)
+    return _AgentDecorator(_checked_name("agent", name), version)

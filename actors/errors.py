@@ -1,0 +1,71 @@
+"""Errors that tools raise, that agents see, and that end runs."""
+
+import asyncio
+
+from admission.retry import FailureClass
+
+
+class ToolError(Exception):
+    """Base of the errors by which a tool says what is known of its effect on the world."""
+
+    failure_class = FailureClass.AMBIGUOUS
+
+
+class NotApplied(ToolError):
+    """The world has not changed: never connected, refused, rate limited. Safe to try again."""
+
+    failure_class = FailureClass.NOT_APPLIED
+
+
+class Ambiguous(ToolError):
+    """The world may have changed: a time-out after sending, a lost connection, a server error on a mutation."""
+
+    failure_class = FailureClass.AMBIGUOUS
+
+
+class Rejected(ToolError):
+    """The other side has said no for good: another attempt would be refused as well."""
+
+    failure_class = FailureClass.REJECTED
+
+
+class PenstockError(Exception):
+    """Base of the errors that Penstock raises in agents."""
+
+
+class StepFailed(PenstockError):
+    """A step has failed for good. ``error_class`` and ``message`` are those of its last attempt.
+
+    It is recorded: a replay raises it again.
+    """
+
+    def __init__(self, error_class: str, message: str, step: str) -> None:
+        super().__init__(f"step {step} failed: {error_class}: {message}")
+        self.error_class = error_class
+        self.message = message
+        self.step = step
+
+    def __reduce__(self) -> tuple[type["StepFailed"], tuple[str, str, str]]:
+        return (type(self), (self.error_class, self.message, self.step))
+
+
+class ChildFailed(StepFailed):
+    """A child run ended without success; ``error_class`` is its error's class, or its state."""
+
+
+class InvalidValue(PenstockError):
+    """A value does not fit the annotation at a boundary: an input, an argument, a result."""
+
+
+class PayloadTooLarge(PenstockError):
+    """An encoded value exceeds the deployment's limit."""
+
+
+class DefinitionError(PenstockError):
+    """An agent, a tool or an app is declared in a way that cannot work. The text names it and the fix."""
+
+
+class RunAborted(asyncio.CancelledError):
+    """Ends a run's code from inside, past every ``except Exception``: it was cancelled, unloaded, fenced off, or
+    must not go on. What the run becomes has been decided before this is raised.
+    """

@@ -1,0 +1,375 @@
+"""A host without Ray: claims runs, drives them, keeps its lease, takes over from the dead. The actor is around it."""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+import uuid
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from actors.attempts import Attempts
+from actors.committer import Committer
+from actors.engine import RunEngine
+from actors.journal import encode_error
+from actors.registry import App
+from actors.watch import Watch
+from actors.watchdog import Watchdog
+from cluster.config import Settings
+from cluster.errors import StoreError
+from cluster.keys import partition_of
+from cluster.lifecycle import RunState
+from cluster.records import Claim
+from cluster.store import Store
+
+_CLAIM_MOST: Final = 64
+_CLAIM_WORTH: Final = 8
+_POLLED_PARTITIONS: Final = 16
+_LOG: Final = logging.getLogger("penstock.host")
+
+
+class HostRuntime:
+    """Runs agents on the current event loop. ``label`` is the stable name; each life has an identity of its own."""
+
+    def __init__(self, settings: Settings, app: App, label: str, *, node: str = "", watchdog: bool = True) -> None:
+        self.settings = settings
+        self.app = app
+        self.label = label
+        self.host = ""
+        self.runs: dict[str, RunEngine] = {}
+        self.draining = False
+        self.payload_limit_bytes = settings.payload_limit_bytes
+        self.store: Store
+        self.committer: Committer
+        self.attempts: Attempts
+        self._node = node or socket.gethostname()
+        self.loop = asyncio.get_running_loop()
+        self._clock_base_ms = 0.0
+        self._lease_until = 0.0
+        self._lease_ok = asyncio.Event()
+        self._dirty: dict[int, None] = {}
+        self._work = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._watch = Watch(settings.watch_address, self._peer_died)
+        self._watched: tuple[str, ...] = ()
+        self._watch_at: tuple[str, int] = ("", 0)
+        self._reaping: set[str] = set()
+        self._fires: dict[int, asyncio.TimerHandle] = {}
+        self._poll_from = 0
+        self._stopped = False
+        self._watchdog = Watchdog(settings, self) if watchdog else None
+        self._served = [part for agent in app.agents.values() for part in (agent.name, agent.version)]
+
+    # What runs ask of their host (engine.Services)
+
+    def now_ms(self) -> int:
+        """The server's clock as estimated at the last heartbeat."""
+        return int(self._clock_base_ms + self.loop.time() * 1000)
+
+    def draw(self) -> float:
+        """A uniform random number in [0, 1)."""
+        return random.random()  # noqa: S311 - jitter and agents' dice, no secret
+
+    def lease_holds(self) -> bool:
+        """Whether this host may start anything: nobody can have taken its runs yet."""
+        return self.loop.time() < self._lease_until
+
+    async def lease_renewed(self) -> None:
+        """Returns when the lease holds again."""
+        while not self.lease_holds():
+            self._lease_ok.clear()
+            await self._lease_ok.wait()
+
+    async def child_outcome(self, run_id: str) -> tuple[RunState, bytes, bytes] | None:
+        """State, output and error of a run."""
+        key = self.store.keys.run(run_id)
+        state, output, error = await self.store.command(key, "HMGET", key, "state", "output", "error")
+        return None if state is None else (RunState(state.decode()), output or b"", error or b"")
+
+    def gone(self, engine: RunEngine) -> None:
+        """A run has left its slot."""
+        if self.runs.get(engine.claim.id) is engine:
+            del self.runs[engine.claim.id]
+        if engine.parked_until_ms is not None:
+            self._fire_at(partition_of(engine.claim.id), engine.parked_until_ms)
+        if self._dirty:
+            self._work.set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Connects, registers, and begins to claim."""
+        self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
+        self.committer = Committer(self.store, lambda: self.host)
+        self.attempts = Attempts(self.loop.time, self.draw)
+        self._new_identity()
+        self._watch_at = await self._watch.start(self.host)
+        await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
+        await self._register()
+        for partition in self.store.partitions:
+            while await self.store.reoffer(partition):
+                pass
+        if self._watchdog is not None:
+            self._watchdog.start()
+        self._keep(self._heartbeats())
+        self._keep(self._claims())
+        self._keep(self._bury_namesakes())
+        _LOG.info("host %s serves %s", self.host, ", ".join(sorted(self.app.agents)))
+
+    def _new_identity(self) -> None:
+        self.host = f"{self.label}~{uuid.uuid4().hex[:8]}"
+        self._watch.rename(self.host)
+        if self._listening is not None:
+            self._listening.cancel()
+        self._listening = self._keep(self._listen(self.host))
+
+    async def _register(self) -> None:
+        info = {
+            "label": self.label,
+            "node": self._node,
+            "pid": os.getpid(),
+            "watch": list(self._watch_at),
+            "slots": self.settings.slots_per_host,
+            "agents": dict(zip(self._served[::2], self._served[1::2], strict=True)),
+            "since_ms": await self.store.server_ms(),
+        }
+        await self._beat(json.dumps(info))
+
+    async def _beat(self, info: str = "") -> None:
+        sent = self.loop.time()
+        beat = await self.store.heartbeat(self.host, info)
+        heard = self.loop.time()
+        if not beat.standing:
+            await self._identity_lost()
+            return
+        self._clock_base_ms = beat.server_ms - (sent + heard) / 2 * 1000
+        self._lease_until = sent + self.settings.lease_s
+        self._lease_ok.set()
+        for dead in beat.expired:
+            if dead != self.host:
+                self._reap_soon(dead)
+        if beat.draining != self.draining:
+            self.draining = beat.draining
+            if self.draining:
+                self._keep(self.drain())
+            else:
+                self._poke(self.store.partitions)
+        if beat.live != self._watched:
+            await self._watch_others(beat.live)
+
+    async def _watch_others(self, live: tuple[str, ...]) -> None:
+        hosts = await self.store.hosts()
+        addresses = {host: tuple(hosts[host]["watch"]) for host in live if host in hosts and hosts[host].get("watch")}
+        self._watch.update(addresses)
+        if self.host in addresses:
+            self._watched = live
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.heartbeat_s)
+            try:
+                await self._beat()
+                await self._poll()
+            except StoreError as error:
+                _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
+
+    async def _poll(self) -> None:
+        """The net below the messages: some partitions a beat, all of them in turn."""
+        count = min(_POLLED_PARTITIONS, len(self.store.partitions))
+        chosen = [(self._poll_from + i) % len(self.store.partitions) for i in range(count)]
+        self._poll_from = (self._poll_from + count) % len(self.store.partitions)
+        await asyncio.gather(*(self._fire(partition) for partition in chosen))
+        self._poke(chosen)
+        for engine in list(self.runs.values()):
+            engine.child_ended()
+
+    async def _identity_lost(self) -> None:
+        """Others have taken this host for dead: all that it had is theirs. It comes back as somebody new."""
+        _LOG.warning("host %s was declared dead; %d runs dropped, coming back anew", self.host, len(self.runs))
+        async with self._claiming:
+            for engine in list(self.runs.values()):
+                engine.drop()
+            self._new_identity()
+            await self._register()
+        self._poke(self.store.partitions)
+
+    # Claiming
+
+    def _poke(self, partitions: "list[int] | range") -> None:
+        for partition in partitions:
+            self._dirty[partition] = None
+        self._work.set()
+
+    async def _claims(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._dirty and not self.draining:
+                free = self.settings.slots_per_host - len(self.runs)
+                if free <= 0:
+                    break
+                await self.lease_renewed()
+                try:
+                    await self._claim_some(free)
+                except StoreError as error:
+                    _LOG.warning("host %s: claiming failed: %s", self.host, error)
+                    await asyncio.sleep(0.2)
+
+    async def _claim_some(self, free: int) -> None:
+        """Asks as many partitions at once as there is room to fill; each keeps its place until it is found empty."""
+        partitions = list(self._dirty)[: max(1, free // _CLAIM_WORTH)]
+        most = max(1, min(_CLAIM_MOST, free // len(partitions)))
+        for partition in partitions:
+            del self._dirty[partition]
+        async with self._claiming:
+            host = self.host
+            answers = await asyncio.gather(*(self.store.claim(p, host, most, self._served) for p in partitions))
+            if any(answer is None for answer in answers):
+                self._poke(partitions)
+            for partition, answer in zip(partitions, answers, strict=True):
+                if answer is None:
+                    continue
+                left, claims = answer
+                if left:
+                    self._dirty[partition] = None
+                for claim in claims:
+                    self._begin(claim)
+
+    def _begin(self, claim: Claim) -> None:
+        old = self.runs.get(claim.id)
+        if old is not None:
+            old.drop()
+        try:
+            engine = RunEngine(claim, self.app.agents[claim.agent], self)
+        except ValueError as error:
+            _LOG.error("run %s cannot be read here: %s", claim.id, error)
+            partition = partition_of(claim.id)
+            self._keep(self.store.release(partition, self.host, str(error), [(claim.id, claim.fence)]))
+            return
+        self.runs[claim.id] = engine
+        engine.start()
+
+    def _reconnected(self) -> None:
+        self._keep(self._release_strays())
+
+    async def _release_strays(self) -> None:
+        """After a lost connection: a claim's answer may have been lost, and its runs with it. Hand those back."""
+        async with self._claiming:
+            for partition in self.store.partitions:
+                strays = await self.store.owned(partition, self.host) - self.runs.keys()
+                if strays:
+                    _LOG.warning("host %s: %d claims were never heard of; handed back", self.host, len(strays))
+                    await self.store.release(partition, self.host, "claim lost", [(stray, None) for stray in strays])
+        self._poke(self.store.partitions)
+
+    # Messages and timers
+
+    async def _listen(self, host: str) -> None:
+        wake, mine = self.store.keys.wake_channel, self.store.keys.host_channel(host)
+        async for message in self.store.listen(wake, mine):
+            if message is None:
+                self._poke(self.store.partitions)
+                continue
+            channel, text = message
+            if channel == wake:
+                self._poke([int(text, 16)])
+                continue
+            word, _, run_id = text.partition(" ")
+            engine = self.runs.get(run_id)
+            if word == "drain":
+                self._keep(self._beat())
+            elif engine is not None and word == "cancel":
+                engine.request_cancel("cancelled")
+            elif engine is not None and word == "child":
+                engine.child_ended()
+
+    def _fire_at(self, partition: int, due_ms: int) -> None:
+        """Looks at a partition's timers when this one is due; a heartbeat's poll is the net for hosts that die."""
+        at = self.loop.time() + max(0, due_ms - self.now_ms() + 1) / 1000
+        known = self._fires.get(partition)
+        if known is not None and not known.cancelled() and known.when() <= at and known.when() > self.loop.time():
+            return
+        if known is not None:
+            known.cancel()
+        self._fires[partition] = self.loop.call_at(at, lambda: self._keep(self._fire(partition)))
+
+    async def _fire(self, partition: int) -> None:
+        _, following_ms = await self.store.fire(partition)
+        if following_ms is not None:
+            self._fire_at(partition, self.now_ms() + following_ms)
+
+    # The dead
+
+    def _peer_died(self, host: str) -> None:
+        self._reap_soon(host)
+
+    def _reap_soon(self, host: str) -> None:
+        if host not in self._reaping:
+            self._reaping.add(host)
+            self._keep(self._reap(host))
+
+    async def _reap(self, host: str) -> None:
+        try:
+            error = encode_error("TooManyHostsLost", f"{self.settings.max_losses} hosts died under it without progress")
+            moved = await asyncio.gather(*(self.store.reap(p, host, error) for p in self.store.partitions))
+            await self.store.forget_host(host)
+            _LOG.warning("host %s was lost: %d runs taken over by the living", host, sum(moved))
+        finally:
+            self._reaping.discard(host)
+
+    async def _bury_namesakes(self) -> None:
+        """An actor has one life at a time: earlier ones with this label are over."""
+        for host, info in (await self.store.hosts()).items():
+            if info.get("label") == self.label and host != self.host:
+                self._reap_soon(host)
+
+    # Leaving
+
+    async def drain(self) -> int:
+        """Claims nothing more and hands all runs back at their next step boundaries; how many."""
+        self.draining = True
+        engines = list(self.runs.values())
+        await asyncio.gather(*(engine.leave(f"host {self.label} drains") for engine in engines))
+        return len(engines)
+
+    async def stop(self) -> None:
+        """Drains, gives its lease up and closes everything."""
+        await self.drain()
+        for partition in self.store.partitions:
+            await self.store.reap(partition, self.host, b"")
+        await self.store.forget_host(self.host)
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Closes everything and tells nobody."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        for engine in list(self.runs.values()):
+            engine.drop()
+        for timer in self._fires.values():
+            timer.cancel()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._watch.stop()
+        self.attempts.close()
+        await self.store.close()
+
+    def _keep(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.error("host %s: %s failed", self.host, task.get_name(), exc_info=task.exception())

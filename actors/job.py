@@ -1,0 +1,129 @@
+"""A job: what a user submits, and the record of it that the store keeps."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import msgspec
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from cluster.keys import digest, job_run_id
+from cluster.records import NewRun
+
+RECORD_VERSION: Final = 1
+_ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class ValueClass(StrEnum):
+    """How much a run is worth; the first is the most valuable and goes first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    BEST_EFFORT = "best_effort"
+
+
+RANKS: Final = {value: rank for rank, value in enumerate(ValueClass)}
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only printable characters, no line breaks")
+    return text
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+
+
+class Job(BaseModel):
+    """One agent job, as a line of a batch file or from code.
+
+    ``custom_id`` names the job inside its batch and comes back with its result. ``deadline`` is a moment (ISO 8601
+    with an offset) or seconds from submission, by the store's clock; a run past it is cancelled at a step boundary.
+    ``max_wait`` is how many seconds the job may wait for its first start before it is shed. ``idempotency_key``
+    makes the job one and the same over batches of its tenant. ``grants`` are the authorities that its tools may use.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    custom_id: Name
+    agent: Name
+    input: JsonValue = None
+    value: ValueClass = ValueClass.NORMAL
+    tenant: Name = "default"
+    deadline: Annotated[float, Field(gt=0, le=366 * 86400)] | AwareDatetime | None = None
+    max_wait: Annotated[float, Field(gt=0, le=366 * 86400)] | None = None
+    idempotency_key: Name | None = None
+    grants: tuple[Name, ...] = ()
+    metadata: dict[Name, str] = {}
+
+
+class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version)."""
+
+    v: int
+    input: Any
+    value: str = "normal"
+    tenant: str = "default"
+    grants: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    root: str = ""
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(JobRecord)
+
+
+def decode_job(raw: bytes) -> JobRecord:
+    """The stored record.
+
+    Raises:
+        ValueError: it was written by a newer version than this one.
+    """
+    record = _DECODER.decode(raw)
+    if record.v > RECORD_VERSION:
+        raise ValueError(f"job record has version {record.v}; this process reads up to {RECORD_VERSION}: update it")
+    return record
+
+
+def run_id_of(job: Job, batch: str, partitions: int) -> str:
+    """The run that this job is or will be."""
+    if job.idempotency_key is not None:
+        return job_run_id(f"tenant:{job.tenant}", job.idempotency_key, partitions)
+    return job_run_id(f"batch:{batch}", job.custom_id, partitions)
+
+
+def new_run(job: Job, batch: str, partitions: int) -> NewRun:
+    """What the store is asked to make of a validated job."""
+    record = _ENCODER.encode(
+        JobRecord(RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata))
+    )
+    deadline = _deadline_text(job.deadline)
+    max_wait = "" if job.max_wait is None else str(int(job.max_wait * 1000))
+    return NewRun(
+        id=run_id_of(job, batch, partitions),
+        custom_id=job.custom_id,
+        agent=job.agent,
+        rank=RANKS[job.value],
+        digest=digest(job.agent, record, deadline, max_wait),
+        job=record,
+        deadline=deadline,
+        max_wait=max_wait,
+    )
+
+
+def child_run(run_id: str, step: str, agent: str, payload: Any, parent: JobRecord, root: str) -> NewRun:
+    """What the store is asked to make for a child run: it has its parent's value, tenant and grants."""
+    record = _ENCODER.encode(
+        JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, root)
+    )
+    rank = RANKS[ValueClass(parent.value)]
+    return NewRun(run_id, f"{root}:{step}", agent, rank, digest(agent, record), record, "", "")
+
+
+def _deadline_text(deadline: float | datetime | None) -> str:
+    if deadline is None:
+        return ""
+    if isinstance(deadline, datetime):
+        return str(int(deadline.astimezone(UTC).timestamp() * 1000))
+    return f"+{int(deadline * 1000)}"

@@ -1,0 +1,88 @@
+"""Journal entries: the durable record of one step (msgpack array, its first item the version).
+
+An entry is *open* while something must still follow it at the same step: an effect's intent, a timer, a child.
+Payloads are JSON of validated values.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+ENTRY_VERSION: Final = 1
+
+
+class Kind(StrEnum):
+    """What kind of step an entry records."""
+
+    CALL = "call"
+    INTENT = "intent"
+    VALUE = "value"
+    TIMER = "timer"
+    CHILD = "child"
+    CHECKPOINT = "checkpoint"
+
+
+class Status(StrEnum):
+    """How the step stands: done, failed for good, or open."""
+
+    OK = "ok"
+    FAILED = "failed"
+    OPEN = "open"
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """One journal entry. Times are epoch milliseconds, estimated from the server's clock.
+
+    ``step`` is the path of the step in the run ("3", or "2.0.1" for the second step of the first branch that was
+    started below step scope 2); ``digest`` is of its canonical arguments.
+    """
+
+    v: int
+    kind: str
+    step: str
+    name: str
+    digest: bytes
+    status: str
+    payload: bytes
+    attempts: int
+    started_ms: int
+    ended_ms: int
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Entry)
+encode_entry = _ENCODER.encode
+
+
+def decode_entry(raw: bytes) -> Entry:
+    """The entry in ``raw``.
+
+    Raises:
+        ValueError: it is no entry, or one of a newer version than this process reads.
+    """
+    try:
+        entry = _DECODER.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a journal entry: {error}") from None
+    if entry.v > ENTRY_VERSION:
+        raise ValueError(f"journal entry has version {entry.v}; this process reads up to {ENTRY_VERSION}: update it")
+    return entry
+
+
+class ErrorRecord(msgspec.Struct, frozen=True):
+    """An error as results and journals show it (JSON)."""
+
+    error_class: str = msgspec.field(name="class")
+    message: str = ""
+    step: str = ""
+
+
+def encode_error(error_class: str, message: str, step: str = "") -> bytes:
+    """JSON of an error; long messages are cut, since they may quote a whole payload."""
+    return msgspec.json.encode(ErrorRecord(error_class, message[:2000], step))
+
+
+def decode_error(raw: bytes) -> ErrorRecord:
+    """The error in ``raw``."""
+    return msgspec.json.decode(raw, type=ErrorRecord)

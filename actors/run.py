@@ -1,0 +1,133 @@
+"""The run as an agent sees it: every call that must be recorded goes through it."""
+
+import asyncio
+import uuid as uuids
+from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from actors.core.identity import Scope
+
+if TYPE_CHECKING:
+    from actors.contract import Agent, Tool
+    from actors.engine import RunEngine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
+SCOPE: Final[ContextVar[Scope]] = ContextVar("penstock_scope")
+
+
+class Run:
+    """One durable execution of a job, handed to the agent as its first argument.
+
+    Whatever decides what the agent does next must come through here (or from its input), because after a failure
+    the agent's code runs again from its start, on any host, and is given the recorded results.
+    """
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: "RunEngine") -> None:
+        self._engine = engine
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._engine.claim.id
+
+    @property
+    def agent(self) -> str:
+        """The agent's name."""
+        return self._engine.claim.agent
+
+    @property
+    def version(self) -> str:
+        """The agent's version that this run is pinned to."""
+        return self._engine.agent.version
+
+    @property
+    def batch(self) -> str:
+        """The batch that the job came with; empty for a child run."""
+        return self._engine.claim.batch
+
+    @property
+    def custom_id(self) -> str:
+        """The job's name in its batch."""
+        return self._engine.claim.custom_id
+
+    @property
+    def tenant(self) -> str:
+        """The job's tenant."""
+        return self._engine.job.tenant
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The job's metadata."""
+        return self._engine.job.metadata
+
+    @property
+    def state(self) -> Any:
+        """What the last checkpoint saved, as plain data; None before the first one."""
+        return self._engine.checkpoint_state()
+
+    def call(self, tool: "Tool[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        """Calls a tool and records its result; a replay gets the recorded one and calls nothing.
+
+        Which step this is is decided here, and not when it is awaited: calls made in one order have that order,
+        also below ``asyncio.gather``.
+
+        Raises:
+            StepFailed: the tool failed for good.
+            InvalidValue: the arguments do not fit the tool.
+        """
+        return self._engine.step(self._next_step(), tool, args, kwargs)
+
+    def spawn(self, agent: "Agent[I, O]", payload: I, /) -> Awaitable[O]:
+        """Starts a child run and awaits its output; this run is unloaded meanwhile.
+
+        Raises:
+            ChildFailed: the child ended without success.
+            InvalidValue: the input does not fit the agent.
+        """
+        return self._engine.spawn(self._next_step(), agent, payload)
+
+    def sleep(self, seconds: float, /) -> Awaitable[None]:
+        """Waits, however often the host changes meanwhile; a long wait holds no memory anywhere."""
+        return self._engine.sleep(self._next_step(), seconds)
+
+    def now(self) -> datetime:
+        """The time (UTC, by the store's clock), recorded."""
+        engine = self._engine
+        moment: int = engine.value(self._next_step(), "now", engine.services.now_ms)
+        return datetime.fromtimestamp(moment / 1000, UTC)
+
+    def random(self) -> float:
+        """A random number in [0, 1), recorded. No secret: it is in the journal."""
+        drawn: float = self._engine.value(self._next_step(), "random", self._engine.services.draw)
+        return drawn
+
+    def uuid(self) -> uuids.UUID:
+        """A random UUID, recorded."""
+        return uuids.UUID(self._engine.value(self._next_step(), "uuid", lambda: str(uuids.uuid4())))
+
+    async def checkpoint(self, state: Any) -> None:
+        """Drops the run's past: from here on a replay starts with :attr:`state` and the steps that follow.
+
+        The agent's code must go on from ``run.state`` when it is not None. ``state`` is anything that pydantic can
+        write as JSON. Only the agent's own task may call it, with no step under way.
+
+        Raises:
+            PenstockError: a step is under way, or another task called.
+        """
+        await self._engine.checkpoint(state)
+
+    def _next_step(self) -> str:
+        task = asyncio.current_task()
+        scope = SCOPE.get()
+        if scope.owner is not task:
+            scope = scope.branch(task)
+            SCOPE.set(scope)
+            self._engine.branch_started(task)
+        return scope.next_step()

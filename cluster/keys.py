@@ -1,0 +1,105 @@
+"""Names of keys and channels, and which partition a run lives in.
+
+A run id begins with its partition (two hex digits), so that whoever has the id knows the slot. The rest is a digest
+of (deployment, batch, custom id): submitting the same job again gives the same id. A child run shares its parent's
+partition, so that ending the child and waking the parent is one script call.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+
+def digest(*parts: bytes | str) -> str:
+    """24 hex digits (96 bits) of a length-prefixed BLAKE2b over ``parts``."""
+    state = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        state.update(len(raw).to_bytes(8, "big"))
+        state.update(raw)
+    return state.hexdigest()
+
+
+def job_run_id(batch: str, custom_id: str, partitions: int) -> str:
+    """The id of the run that (batch, custom_id) always gets."""
+    unique = digest(batch, custom_id)
+    return f"{int(unique[:8], 16) % partitions:02x}-{unique}"
+
+
+def child_run_id(parent: str, step: str) -> str:
+    """The id of the run that a parent's step spawns: in the parent's partition, the same at every replay."""
+    return f"{parent[:2]}-{digest(parent, step)}"
+
+
+def partition_of(run_id: str) -> int:
+    """The partition that a run id names.
+
+    Raises:
+        ValueError: the text is no run id.
+    """
+    if len(run_id) != 27 or run_id[2] != "-":
+        raise ValueError(f"{run_id!r} is no run id: expected two hex digits, a dash and 24 hex digits")
+    return int(run_id[:2], 16)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """All keys of one deployment. ``name`` keeps deployments that share a server apart."""
+
+    name: str
+    partitions: int
+
+    @cached_property
+    def queues(self) -> tuple[str, ...]:
+        """The queue key of every partition; scripts derive all other keys of the partition from it."""
+        return tuple(self.of(partition, "queue") for partition in range(self.partitions))
+
+    def of(self, partition: int, what: str) -> str:
+        """A key of one partition: queue, counts, ended, waiting, unknown, unserved, timers, run:ID, journal:ID …"""
+        return f"{self.name}:{{p{partition:02x}}}:{what}"
+
+    def run(self, run_id: str) -> str:
+        """The run's record (hash)."""
+        return self.of(partition_of(run_id), f"run:{run_id}")
+
+    def journal(self, run_id: str) -> str:
+        """The run's journal (list)."""
+        return self.of(partition_of(run_id), f"journal:{run_id}")
+
+    @property
+    def hosts(self) -> tuple[str, str, str]:
+        """Leases, infos and draining marks of hosts: three keys of one slot."""
+        return tuple(f"{self.name}:{{hosts}}:{part}" for part in ("leases", "info", "draining"))  # type: ignore[return-value]
+
+    @property
+    def deployment(self) -> str:
+        """What all processes of the deployment must agree on (hash)."""
+        return f"{self.name}:{{deployment}}:facts"
+
+    @property
+    def catalog(self) -> str:
+        """Agents that hosts serve: name → JSON with version and input schema (hash)."""
+        return f"{self.name}:{{deployment}}:catalog"
+
+    @property
+    def batches(self) -> str:
+        """Batch ids by time of their first submission (sorted set)."""
+        return f"{self.name}:{{deployment}}:batches"
+
+    @property
+    def notes(self) -> str:
+        """What watchdogs say of runs: run id → JSON (hash), advisory."""
+        return f"{self.name}:{{hosts}}:notes"
+
+    @property
+    def wake_channel(self) -> str:
+        """Told a partition (two hex digits) whenever something was put into its queue."""
+        return f"{self.name}:wake"
+
+    def host_channel(self, host: str) -> str:
+        """Told ``cancel RUN``, ``child RUN`` and ``drain`` for one host."""
+        return f"{self.name}:host:{host}"
+
+    def batch_channel(self, batch: str) -> str:
+        """Told a number of runs whenever runs of the batch have ended."""
+        return f"{self.name}:batch:{batch}"

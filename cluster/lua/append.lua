@@ -1,0 +1,39 @@
+-- append: the group commit. Journal entries of many runs, each checked against its run's fence.
+-- ARGV: retention; then per run: id, fence, entries already there as its owner believes, finished steps among the new
+--   ones, how many new ones, the entries.
+-- Returns a flat list of exceptions: id, reason. 'STALE': another owner, nothing was written; 'GAP': the journal is
+--   shorter than its owner believes (the store lost what it had acknowledged), nothing was written; 'CANCEL': written,
+--   and somebody asked for the run to be cancelled.
+-- Invariant: entries of one fence are appended once and in order, however often the call is sent again; an entry of a
+--   late owner is never appended.
+local exceptions = {}
+local i = 2
+while i <= #ARGV do
+  local id, wanted, finished, new = ARGV[i], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
+  local first = i + 5
+  i = first + new
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'fence', 'state', 'batch', 'cancel')
+  if rec[1] ~= ARGV[first - 4] or rec[2] ~= 'running' then
+    exceptions[#exceptions + 1] = id
+    exceptions[#exceptions + 1] = 'STALE'
+  else
+    local journal = base .. 'journal:' .. id
+    local length = redis.call('LLEN', journal)
+    if length == wanted then
+      redis.call('RPUSH', journal, unpack(ARGV, first, i - 1))
+      if finished > 0 then
+        count(base .. 'counts', 'steps', finished)
+        if rec[3] ~= '' then count(base .. 'batch:' .. rec[3], 'steps', finished) end
+      end
+    elseif length < wanted then
+      exceptions[#exceptions + 1] = id
+      exceptions[#exceptions + 1] = 'GAP'
+    end
+    if rec[4] then
+      exceptions[#exceptions + 1] = id
+      exceptions[#exceptions + 1] = 'CANCEL'
+    end
+  end
+end
+settle()
+return exceptions

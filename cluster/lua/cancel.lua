@@ -1,0 +1,30 @@
+-- cancel: queued and waiting runs end at once; a running one is marked, and its host is told.
+-- ARGV: retention; reason; ids …
+-- Returns one word a run: 'cancelled', 'asked' (running: its owner ends it at a step boundary), 'ended', 'unknown'
+--   (an effect is unproven: resolve it first), 'missing'. Children go with their parent.
+-- Invariant: a terminal run does not change.
+local answers = {}
+local function cancel(id)
+  local run = base .. 'run:' .. id
+  local rec = redis.call('HMGET', run, 'state', 'batch', 'host')
+  for _, child in ipairs(redis.call('SMEMBERS', base .. 'children:' .. id)) do cancel(child) end
+  if not rec[1] then return 'missing' end
+  if TERMINAL[rec[1]] then return 'ended' end
+  if rec[1] == 'confirmation_unknown' then return 'unknown' end
+  if rec[1] == 'running' then
+    redis.call('HSET', run, 'cancel', ARGV[2])
+    redis.call('PUBLISH', name .. ':host:' .. rec[3], 'cancel ' .. id)
+    return 'asked'
+  end
+  -- A child that ended a line above may have queued this run already: its state is read again.
+  local state = redis.call('HGET', run, 'state')
+  redis.call('ZREM', KEYS[1], id)
+  redis.call('ZREM', base .. 'unserved', id)
+  redis.call('ZREM', base .. 'waiting', id)
+  redis.call('ZREM', base .. 'timers', id)
+  end_run(id, rec[2], state, 'cancelled', ARGV[2], '', '')
+  return 'cancelled'
+end
+for i = 3, #ARGV do answers[#answers + 1] = cancel(ARGV[i]) end
+settle()
+return answers

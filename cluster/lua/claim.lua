@@ -1,0 +1,45 @@
+-- claim: the best queued runs become this host's, each with a new fence.
+-- ARGV: retention; host; how many at most; then the served agents: name, version, name, version, …
+-- Returns 'FENCED' when the host has been declared dead (it must come back under a new identity), else
+--   {left in the queue, {id, fence, agent, custom_id, batch, job, migrations, deadline, accepted_ms, parent,
+--   cancel, journal}, …}; deadline, parent and cancel may be ''.
+-- Invariant: a run is in one host's owned set, or in none; its fence rises with every claim. A run whose deadline or
+--   max_wait has passed ends here instead, and one whose agent or version is not served is set aside with its reason.
+local host, limit = ARGV[2], tonumber(ARGV[3])
+if redis.call('ZSCORE', base .. 'dead', host) then return 'FENCED' end
+local served = {}
+for i = 4, #ARGV, 2 do served[ARGV[i]] = ARGV[i + 1] end
+local popped = redis.call('ZPOPMIN', KEYS[1], limit)
+local claims = {0}
+for i = 1, #popped, 2 do
+  local id = popped[i]
+  local run = base .. 'run:' .. id
+  local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
+    'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel')
+  local version = served[rec[2]]
+  if rec[1] ~= 'queued' then
+    -- Only a record that has expired or been removed by hand can be here: it cannot be run.
+  elseif rec[7] ~= '' and tonumber(rec[7]) <= now then
+    end_run(id, rec[4], 'queued', 'cancelled', 'deadline_exceeded', '', '')
+  elseif rec[9] ~= '' and not rec[11] and rec[8] + rec[9] <= now then
+    end_run(id, rec[4], 'queued', 'shed', 'max_wait', '', '')
+  elseif not version or (rec[10] and rec[10] ~= version) then
+    redis.call('ZADD', base .. 'unserved', popped[i + 1], id)
+    redis.call('HSET', run, 'reason', 'no host serves ' .. rec[2] .. '@' .. (rec[10] or '(any version)'))
+  else
+    local fence = redis.call('HINCRBY', run, 'fence', 1)
+    redis.call('SADD', base .. 'owned:' .. host, id)
+    local journal = {}
+    if rec[11] then
+      go(id, rec[4], 'queued', 'running', 'host', host, 'reason', '')
+      journal = redis.call('LRANGE', base .. 'journal:' .. id, 0, -1)
+    else
+      go(id, rec[4], 'queued', 'running', 'host', host, 'reason', '', 'pinned', version, 'started_ms', now)
+    end
+    claims[#claims + 1] = {id, fence, rec[2], rec[3], rec[4], rec[5], rec[6] or 0, rec[7], rec[8], rec[12] or '',
+      rec[13] or '', journal}
+  end
+end
+claims[1] = redis.call('ZCARD', KEYS[1])
+settle()
+return claims

@@ -1,0 +1,90 @@
+-- Shared by every partition script; ALLOWED and TERMINAL stand before it, generated from cluster/lifecycle.py.
+-- KEYS[1] is always "<name>:{pNN}:queue": it routes the call, and every other key of the partition is derived from
+-- it, so all of them share its slot. ARGV[1] is always the retention of ended runs in milliseconds (0: keep).
+local base = string.sub(KEYS[1], 1, -6)
+local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
+local retention = tonumber(ARGV[1])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local deltas, ended_batches, woken = {}, {}, false
+
+-- Adds to a counter; one HINCRBY a field at the end of the script, however many runs it served.
+local function count(key, field, amount)
+  local fields = deltas[key]
+  if not fields then fields = {}; deltas[key] = fields end
+  fields[field] = (fields[field] or 0) + amount
+end
+
+local function count_state(batch, from, to)
+  local counts = base .. 'counts'
+  if from then count(counts, from, -1) end
+  count(counts, to, 1)
+  if batch and batch ~= '' then
+    local key = base .. 'batch:' .. batch
+    if from then count(key, from, -1) end
+    count(key, to, 1)
+    if TERMINAL[to] then ended_batches[batch] = (ended_batches[batch] or 0) + 1 end
+  end
+end
+
+-- Moves a run along one row of the table; an error for any other pair, since that is a defect of ours.
+local function go(id, batch, from, to, ...)
+  if not ALLOWED[from .. '>' .. to] then
+    return error('penstock: run ' .. id .. ' may not go from ' .. from .. ' to ' .. to)
+  end
+  local run = base .. 'run:' .. id
+  redis.call('HSET', run, 'state', to, 'since', now, ...)
+  redis.call('HINCRBY', run, 'version', 1)
+  count_state(batch, from, to)
+end
+
+-- Puts a run into the queue at the place that its order gives.
+local function enqueue(id, order)
+  redis.call('ZADD', base .. 'queue', order, id)
+  woken = true
+end
+
+-- What a parent does when one of its children has ended: a waiting parent is queued, a running one's host is told.
+local function tell_parent(parent)
+  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'state', 'batch', 'order', 'host')
+  if rec[1] == 'waiting' then
+    redis.call('ZREM', base .. 'waiting', parent)
+    redis.call('ZREM', base .. 'timers', parent)
+    go(parent, rec[2], 'waiting', 'queued', 'reason', 'child ended')
+    enqueue(parent, rec[3])
+  elseif rec[1] == 'running' then
+    redis.call('PUBLISH', name .. ':host:' .. rec[4], 'child ' .. parent)
+  end
+end
+
+-- Ends a run: state, outcome, index, expiry, its parent. The caller has taken it out of where it was.
+local function end_run(id, batch, from, to, reason, output, failure)
+  local run = base .. 'run:' .. id
+  go(id, batch, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
+  redis.call('ZADD', base .. 'ended', now, id)
+  if retention > 0 then
+    redis.call('PEXPIRE', run, retention)
+    redis.call('PEXPIRE', base .. 'journal:' .. id, retention)
+    redis.call('PEXPIRE', base .. 'children:' .. id, retention)
+  end
+  local parent = redis.call('HGET', run, 'parent')
+  if parent then tell_parent(parent) end
+end
+
+-- Writes the counters and tells whoever listens; every script ends with it.
+local function settle()
+  for key, fields in pairs(deltas) do
+    for field, amount in pairs(fields) do
+      if amount ~= 0 then redis.call('HINCRBY', key, field, amount) end
+    end
+  end
+  for batch, amount in pairs(ended_batches) do
+    if retention > 0 then
+      redis.call('PEXPIRE', base .. 'batch:' .. batch, retention)
+      redis.call('PEXPIRE', base .. 'batch:' .. batch .. ':runs', retention)
+    end
+    redis.call('PUBLISH', name .. ':batch:' .. batch, amount)
+  end
+  if woken then redis.call('PUBLISH', name .. ':wake', partition) end
+end

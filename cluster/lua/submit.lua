@@ -1,0 +1,45 @@
+-- submit: makes runs durable and queues them; the same run twice is made once.
+-- ARGV: retention; batch ('' for a child run); parent id and parent fence ('' without a parent); then per run: id,
+--   custom_id, agent, rank of its class (0 is the most valuable), digest of the job, job, deadline ('' | epoch ms |
+--   '+ms' from now), max_wait ('' | ms).
+-- Returns one integer a run: 1 made, 0 the same job was there already, -1 another job holds the id; or 'STALE' when
+--   the parent's fence is not the one given (nothing is made then).
+-- Invariant: a run id has at most one record for ever, and a made run is counted once and is in the queue once.
+local batch, parent = ARGV[2], ARGV[3]
+if parent ~= '' then
+  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'fence', 'state')
+  if rec[1] ~= ARGV[4] or rec[2] ~= 'running' then return 'STALE' end
+end
+local answers = {}
+local batch_key = base .. 'batch:' .. batch
+local made = 0
+for i = 5, #ARGV, 8 do
+  local id = ARGV[i]
+  local run = base .. 'run:' .. id
+  local digest = redis.call('HGET', run, 'digest')
+  if digest then
+    answers[#answers + 1] = (digest == ARGV[i + 4]) and 0 or -1
+  else
+    local deadline = ARGV[i + 6]
+    if string.sub(deadline, 1, 1) == '+' then deadline = now + tonumber(string.sub(deadline, 2)) end
+    -- Class first, then arrival: a counter and not the clock, so that jobs of one millisecond keep their order.
+    local arrival = redis.call('HINCRBY', base .. 'counts', 'arrivals', 1)
+    local order = string.format('%.0f', tonumber(ARGV[i + 3]) * 281474976710656 + arrival)
+    redis.call('HSET', run, 'state', 'queued', 'version', 2, 'since', now, 'fence', 0, 'agent', ARGV[i + 2],
+      'batch', batch, 'custom_id', ARGV[i + 1], 'digest', ARGV[i + 4], 'job', ARGV[i + 5], 'order', order,
+      'accepted_ms', now, 'deadline', deadline, 'max_wait', ARGV[i + 7], 'reason', 'queue')
+    if parent ~= '' then
+      redis.call('HSET', run, 'parent', parent)
+      redis.call('SADD', base .. 'children:' .. parent, id)
+    else
+      redis.call('RPUSH', batch_key .. ':runs', id)
+    end
+    count_state(batch, nil, 'queued')
+    enqueue(id, order)
+    made = made + 1
+    answers[#answers + 1] = 1
+  end
+end
+if made > 0 and batch ~= '' then count(batch_key, 'total', made) end
+settle()
+return answers

@@ -1,0 +1,117 @@
+"""What the store's room hands out and takes: bytes and facts, no agents."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cluster.lifecycle import RunState
+
+
+class NewRun(NamedTuple):
+    """A run to be made: what ``submit`` writes. Times are texts as the script wants them ('' for none)."""
+
+    id: str
+    custom_id: str
+    agent: str
+    rank: int
+    digest: str
+    job: bytes
+    deadline: str
+    max_wait: str
+
+
+class Claim(NamedTuple):
+    """A run that has just become this host's, with all that is needed to go on with it."""
+
+    id: str
+    fence: int
+    agent: str
+    custom_id: str
+    batch: str
+    job: bytes
+    migrations: int
+    deadline_ms: int | None
+    accepted_ms: int
+    parent: str
+    cancel: str
+    journal: list[bytes]
+
+
+class Append(NamedTuple):
+    """Entries of one run for the group commit; ``length`` is how many its journal had before."""
+
+    run_id: str
+    fence: int
+    length: int
+    finished_steps: int
+    entries: list[bytes]
+
+
+class Finish(NamedTuple):
+    """The end of one run (or ``confirmation_unknown``)."""
+
+    run_id: str
+    fence: int
+    state: RunState
+    reason: str
+    output: bytes
+    error: bytes
+
+
+class Park(NamedTuple):
+    """One run that is to be unloaded until ``due_ms`` or until one of its children ends."""
+
+    run_id: str
+    fence: int
+    reason: str
+    due_ms: int | None
+    children: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the store knows it. Times are epoch milliseconds of the server's clock."""
+
+    id: str
+    state: RunState
+    version: int
+    fence: int
+    agent: str
+    pinned: str
+    batch: str
+    custom_id: str
+    job: bytes
+    reason: str
+    since_ms: int
+    accepted_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    deadline_ms: int | None
+    due_ms: int | None
+    host: str
+    migrations: int
+    parent: str
+    cancel: str
+    output: bytes
+    error: bytes
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """A batch's counters, summed over partitions. ``by_state`` has a key for every state that is not zero."""
+
+    total: int
+    by_state: dict[str, int]
+    steps: int
+    migrations: int
+    migrated_runs: int
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The answer to a heartbeat: whether this identity still stands, and who is late."""
+
+    standing: bool
+    expired: tuple[str, ...]
+    draining: bool
+    live: tuple[str, ...]
+    server_ms: int

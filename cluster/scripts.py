@@ -1,0 +1,45 @@
+"""The Lua scripts: one file each under ``lua/``, headed by keys, arguments, returns and invariant.
+
+Scripts are called by their SHA-1 and loaded when a server says that it does not know them (a restarted server has
+forgotten them), so that processes of two versions can share a server while one replaces the other.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from cluster.lifecycle import lua_table
+
+
+@dataclass(frozen=True)
+class Script:
+    """One script: its name, its whole text and its SHA-1 as the server computes it."""
+
+    name: str
+    text: str
+    sha: str
+
+
+def _load(name: str, *, partitioned: bool = True) -> Script:
+    folder = files("cluster") / "lua"
+    body = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    prelude = lua_table() + (folder / "prelude.lua").read_text(encoding="utf-8") if partitioned else ""
+    text = prelude + body
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+SUBMIT: Final = _load("submit")
+CLAIM: Final = _load("claim")
+APPEND: Final = _load("append")
+COMPACT: Final = _load("compact")
+FINISH: Final = _load("finish")
+PARK: Final = _load("park")
+FIRE: Final = _load("fire")
+REAP: Final = _load("reap")
+RELEASE: Final = _load("release")
+CANCEL: Final = _load("cancel")
+REOFFER: Final = _load("reoffer")
+HEARTBEAT: Final = _load("heartbeat", partitioned=False)
+
+ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, REOFFER, HEARTBEAT)

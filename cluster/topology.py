@@ -1,0 +1,145 @@
+"""Which server holds which partition: one server, or the nodes of a Redis Cluster."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import redis.asyncio as redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError
+
+from cluster.errors import StoreUnavailable, StoreUnsuitable
+from cluster.lane import Lane
+
+_LOG: Final = logging.getLogger("penstock.store")
+_HANDSHAKE_S: Final = 5.0
+
+
+def _pool(url: str) -> redis.ConnectionPool:
+    # RESP2: answers of scripts are the same in both protocols, and no push messages come between them.
+    return redis.ConnectionPool.from_url(
+        url, protocol=2, socket_connect_timeout=_HANDSHAKE_S, retry=Retry(NoBackoff(), 0), lib_name="penstock"
+    )
+
+
+async def is_cluster(url: str) -> bool:
+    """Whether the server at ``url`` runs in cluster mode.
+
+    Raises:
+        StoreUnavailable: nobody answers there.
+        StoreUnsuitable: the server refuses us.
+    """
+    client = redis.Redis(connection_pool=_pool(url))
+    try:
+        async with asyncio.timeout(_HANDSHAKE_S):
+            info: dict[str, Any] = await client.info("cluster")
+    except (redis.AuthenticationError, redis.ResponseError) as error:
+        raise StoreUnsuitable(
+            f"the store refuses us: {error}. Check the user and password in PENSTOCK_REDIS_URL"
+        ) from None
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(
+            f"no store answers ({type(error).__name__}: {error}). Start one with `penstock up`, or set "
+            "PENSTOCK_REDIS_URL"
+        ) from None
+    finally:
+        await client.aclose()
+        await client.connection_pool.disconnect()
+    return bool(int(info.get("cluster_enabled", 0)))
+
+
+class Topology:
+    """Lanes by slot. Build it with :meth:`open` inside the loop that uses it."""
+
+    def __init__(self, url: str, cluster: RedisCluster | None, lane_options: dict[str, Any]) -> None:
+        self._url = url
+        self._cluster = cluster
+        self._lane_options = lane_options
+        self._lanes: dict[str, Lane] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        timeout_s: float = math.inf,
+        answer_timeout_s: float = 5.0,
+        on_reconnected: Callable[[], None] | None = None,
+    ) -> "Topology":
+        """Connects and finds out whether the store is a cluster."""
+        options = {"timeout_s": timeout_s, "answer_timeout_s": answer_timeout_s, "on_reconnected": on_reconnected}
+        cluster = None
+        if await is_cluster(url):
+            cluster = RedisCluster.from_url(url, socket_connect_timeout=_HANDSHAKE_S)
+            await cluster.initialize()
+        return cls(url, cluster, options)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the store is a cluster."""
+        return self._cluster is not None
+
+    def lane(self, key: str) -> Lane:
+        """The lane to the server that holds ``key``."""
+        if self._cluster is None:
+            return self._lanes.get("") or self._open_lane("", self._url)
+        node = self._cluster.get_node_from_key(key)
+        if node is None:
+            raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
+        return self._lanes.get(node.name) or self._open_lane(node.name, self._node_url(node.host, node.port))
+
+    def _open_lane(self, name: str, url: str) -> Lane:
+        pool = _pool(url)
+
+        def connect() -> AbstractConnection:
+            connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+            return connection
+
+        lane = self._lanes[name] = Lane(connect, **self._lane_options)
+        return lane
+
+    def _node_url(self, host: str, port: int | str) -> str:
+        from urllib.parse import urlsplit, urlunsplit
+
+        parts = urlsplit(self._url)
+        credentials = parts.netloc.rpartition("@")[0]
+        bracketed = f"[{host}]" if ":" in host else host
+        netloc = f"{credentials}@{bracketed}:{port}" if credentials else f"{bracketed}:{port}"
+        return urlunsplit(parts._replace(netloc=netloc))
+
+    async def refresh(self) -> None:
+        """Asks the cluster again who serves what; several askers share one look."""
+        if self._cluster is None:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        assert self._cluster is not None
+        try:
+            await self._cluster.nodes_manager.initialize()
+        except (RedisError, RedisClusterException, OSError) as error:
+            _LOG.warning("the store's cluster does not say who serves what: %s", error)
+        await asyncio.sleep(0.05)
+
+    def any_client(self) -> redis.Redis:
+        """A plain client to some server, for listening: messages reach every node of a cluster."""
+        if self._cluster is None:
+            return redis.Redis(connection_pool=_pool(self._url))
+        nodes: Sequence[Any] = self._cluster.get_primaries()
+        return redis.Redis(connection_pool=_pool(self._node_url(nodes[0].host, nodes[0].port)))
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for lane in self._lanes.values():
+            await lane.close()
+        self._lanes.clear()
+        if self._cluster is not None:
+            await self._cluster.aclose()
