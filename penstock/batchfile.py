@@ -1,0 +1,187 @@
+"""Batch files: JSON lines, one job each, read in bounded memory and checked as a whole before any of it is submitted.
+
+What is kept of a line is eight bytes of its ``custom_id``'s digest and its number, so a file may have millions of
+lines. :class:`Scan` decides and takes bytes; :class:`BatchFile` reads.
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from actors.job import Job
+from penstock.checking import Facts, read_job
+from penstock.errors import BatchFileError
+from penstock.views import Problem
+
+KEPT_PROBLEMS: Final = 100
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+def line_limit(facts: Facts) -> int:
+    """Bytes that a line may have. Six bytes of JSON (an escaped letter) may be two when stored, names need some."""
+    return 6 * facts.payload_limit_bytes + 65536
+
+
+class Scan:
+    """The first pass: feed every line, then read off what is wrong, and which file this is.
+
+    ``problems`` holds the first ones, ``problem_count`` how many there are; ``bad_lines`` the numbers of all lines
+    that have one.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._limit = line_limit(facts)
+        self._content = hashlib.blake2b(digest_size=16)
+        self._seen: dict[int, int] = {}
+        self.jobs = 0
+        self.problems: list[Problem] = []
+        self.problem_count = 0
+        self.bad_lines = array("Q")
+
+    def feed(self, line: int, raw: bytes) -> None:
+        """Takes the next line with its line end, or the first ``line_limit + 1`` bytes of one that is too long."""
+        self._content.update(raw)
+        if line == 1 and raw.startswith(_BYTE_ORDER_MARK):
+            raw = raw[len(_BYTE_ORDER_MARK) :]
+        if len(raw) > self._limit:
+            fix = "store large content elsewhere and pass a reference to it"
+            self._refuse(
+                line, [Problem(line, "", f"longer than {self._limit} bytes, the most that a line may have", fix)]
+            )
+            return
+        outcome = read_job(line, raw, self._facts)
+        if outcome is None:
+            return
+        if isinstance(outcome, Job):
+            outcome = self._duplicates(line, outcome)
+            if not outcome:
+                self.jobs += 1
+                return
+        self._refuse(line, outcome)
+
+    def also(self, raw: bytes) -> None:
+        """Takes the rest of a line that was too long: it belongs to the content, and to nothing else."""
+        self._content.update(raw)
+
+    @property
+    def digest(self) -> str:
+        """24 hex digits of the content fed so far."""
+        return self._content.hexdigest()[:24]
+
+    def _duplicates(self, line: int, job: Job) -> list[Problem]:
+        problems: list[Problem] = []
+        unique: list[tuple[str, str, str]] = [("custom_id", job.custom_id, "")]
+        if job.idempotency_key is not None:
+            unique.append(("idempotency_key", job.idempotency_key, job.tenant))
+        for field, value, scope in unique:
+            # 64 bits are enough to tell a million apart: the chance that any two of them look alike is 3e-8.
+            short = hashlib.blake2b(f"{field}\n{scope}\n{value}".encode(), digest_size=8).digest()
+            first = self._seen.setdefault(int.from_bytes(short, "big"), line)
+            if first != line:
+                reason = f"{value!r} is already on line {first}"
+                problems.append(Problem(line, field, reason, f"give each job a {field} of its own", job.custom_id))
+        return problems
+
+    def _refuse(self, line: int, problems: list[Problem]) -> None:
+        self.bad_lines.append(line)
+        self.problem_count += len(problems)
+        self.problems.extend(problems[: KEPT_PROBLEMS - len(self.problems)])
+
+
+class BatchFile:
+    """A batch file that is read twice, through one open descriptor; a context manager.
+
+    Raises:
+        BatchFileError: it is missing, unreadable, no regular file, or changed between its two readings.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | BinaryIO) -> None:
+        if isinstance(source, str | os.PathLike):
+            self.name = os.fspath(source)
+            try:
+                self._file: BinaryIO = Path(source).open("rb")  # noqa: SIM115 - closed by __exit__
+            except OSError as error:
+                raise BatchFileError(f"batch file {self.name!r} cannot be read: {error.strerror or error}") from None
+            self._ours = True
+        else:
+            self.name = str(getattr(source, "name", "the given stream"))
+            self._file = source
+            self._ours = False
+        if not self._file.seekable():
+            self.__exit__()
+            raise BatchFileError(f"{self.name!r} cannot be read twice (a pipe?): save it as a file first")
+        self._first_state = self._state()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            self._file.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the file is."""
+        return self._first_state[0]
+
+    @property
+    def position_bytes(self) -> int:
+        """How far it has been read."""
+        return self._file.tell()
+
+    def scan(self, scan: Scan, facts: Facts) -> Iterator[int]:
+        """The first pass: feeds every line; yields line numbers, so that the caller may do other things meanwhile."""
+        limit = line_limit(facts)
+        for line, raw in self._lines(limit):
+            if line:
+                scan.feed(line, raw)
+                yield line
+            else:
+                scan.also(raw)
+
+    def jobs(self, facts: Facts, bad_lines: "array[int]") -> Iterator[tuple[int, Job]]:
+        """The second pass: line numbers and jobs of the lines that were good in the first.
+
+        Raises:
+            BatchFileError: the file has changed since it was opened.
+        """
+        self.check_unchanged()
+        position, limit = 0, line_limit(facts)
+        for line, raw in self._lines(limit):
+            if position < len(bad_lines) and bad_lines[position] == line:
+                position += 1
+            elif line and (raw := raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw).strip():
+                try:
+                    yield line, Job.model_validate_json(raw)
+                except ValueError:
+                    raise self._changed() from None
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Refuses to go on when somebody has written to the file."""
+        if self._state() != self._first_state:
+            raise self._changed()
+
+    def _changed(self) -> BatchFileError:
+        return BatchFileError(f"batch file {self.name!r} changed while it was read: submit it again when complete")
+
+    def _state(self) -> tuple[int, int]:
+        try:
+            found = os.fstat(self._file.fileno())
+        except OSError:  # a file in memory
+            return self._file.seek(0, os.SEEK_END), 0
+        return found.st_size, found.st_mtime_ns
+
+    def _lines(self, limit: int) -> Iterator[tuple[int, bytes]]:
+        """Line numbers and lines; of a line over the limit its beginning, then number 0 with each further piece."""
+        self._file.seek(0)
+        number = 0
+        while raw := self._file.readline(limit + 1):
+            number += 1
+            yield number, raw
+            while len(raw) > limit and not raw.endswith(b"\n") and (raw := self._file.readline(limit + 1)):
+                yield 0, raw

@@ -1,0 +1,212 @@
+"""Is this job one that can be accepted? Pure: jobs and facts in, problems out; for files and for code."""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import jsonschema_rs
+import msgspec
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, to_jsonable_python
+
+from actors.job import RECORD_VERSION, Job, JobRecord, ValueClass
+from penstock.views import Problem
+
+_TEXT_LIMIT: Final = 300
+_SIZING: Final = msgspec.msgpack.Encoder()
+_NO_JSON_NUMBERS: Final = (b"NaN", b"Infinity")
+
+
+class Mismatch(NamedTuple):
+    """What does not fit at one place of an input; ``path`` is below the input, such as ``order.items[2]``."""
+
+    path: str
+    reason: str
+
+
+JobLike: TypeAlias = Job | Mapping[str, Any]
+InputCheck: TypeAlias = Callable[[Any], list[Mismatch]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a job is checked against: agents with their inputs, the payload limit, the store's clock."""
+
+    agents: Mapping[str, InputCheck]
+    payload_limit_bytes: int
+    now_ms: int
+
+
+def adapter_check(adapter: TypeAdapter[Any]) -> InputCheck:
+    """Checks inputs as a host will: by the agent's own pydantic adapter, as JSON."""
+
+    def check(value: Any) -> list[Mismatch]:
+        try:
+            adapter.validate_json(msgspec.json.encode(value))
+        except ValidationError as error:
+            return [Mismatch(_path(detail["loc"]), detail["msg"]) for detail in _details(error)]
+        return []
+
+    return check
+
+
+def schema_check(schema: Mapping[str, Any]) -> InputCheck:
+    """Checks inputs by the JSON schema that hosts have published: what the agent's own validators ask is not in it.
+
+    jsonschema-rs gives every error in half a microsecond a job, where jsonschema takes 25, which is as long as all
+    the rest of a submission; its regular expressions are of the dialect that pydantic uses.
+    """
+    validator = jsonschema_rs.validator_for(dict(schema))
+
+    def check(value: Any) -> list[Mismatch]:
+        if validator.is_valid(value):
+            return []
+        return [Mismatch(_path(error.instance_path), _cut(error.message)) for error in validator.iter_errors(value)]
+
+    return check
+
+
+def accept_anything(_: Any) -> list[Mismatch]:
+    """The check of an agent of which nothing is known but its name."""
+    return []
+
+
+def read_job(line: int, raw: bytes, facts: Facts) -> Job | list[Problem] | None:
+    """The job in one line of a batch file, or all that is wrong with it; None for an empty line."""
+    raw = raw.strip()
+    if not raw:
+        return None
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+        return [Problem(line, "", reason, "save the file as UTF-8")]
+    if any(word in raw for word in _NO_JSON_NUMBERS) and (word := _non_number(raw)):
+        return [Problem(line, "", f"not JSON: {word} is no JSON value", "use null, or leave the field out")]
+    try:
+        job = Job.model_validate_json(raw)
+    except ValidationError as error:
+        return job_problems(line, error)
+    return check_job(line, job, facts) or job
+
+
+def as_job(position: int, item: JobLike) -> Job | list[Problem]:
+    """The job that code gave, or all that is wrong with it. Models as inputs are taken as their JSON values."""
+    if isinstance(item, Job):
+        return item
+    try:
+        if isinstance(item.get("input"), BaseModel):
+            item = {**item, "input": to_jsonable_python(item["input"])}
+        return Job.model_validate(item)
+    except ValidationError as error:
+        return job_problems(position, error)
+
+
+def checked(position: int, item: JobLike, facts: Facts) -> Job | list[Problem]:
+    """The job that code gave, or all that is wrong with it, here and now as well."""
+    job = as_job(position, item)
+    return job if isinstance(job, list) else check_job(position, job, facts) or job
+
+
+def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
+    """What is wrong with a well-formed job here and now."""
+    problems: list[Problem] = []
+
+    def add(field: str, reason: str, fix: str) -> None:
+        problems.append(Problem(line, field, reason, fix, job.custom_id))
+
+    check = facts.agents.get(job.agent)
+    if check is None:
+        add("agent", f"no agent {_cut(repr(job.agent))} is served here", _agent_fix(job.agent, facts))
+    else:
+        for path, reason in check(job.input):
+            add(f"input.{path}" if path and path[0] != "[" else f"input{path}", reason, "")
+    if isinstance(job.deadline, datetime) and (late_ms := facts.now_ms - int(job.deadline.timestamp() * 1000)) >= 0:
+        past = f"{job.deadline.isoformat()} was {late_ms / 1000:.0f} s ago by the store's clock"
+        add("deadline", past, "give a later moment, or seconds from submission as a number")
+    try:
+        # Half of the cost of making the whole run, which takes two digests more.
+        record = JobRecord(RECORD_VERSION, job.input, job.value, job.tenant, job.grants, job.metadata)
+        size = len(_SIZING.encode(record))
+    except (OverflowError, ValueError, TypeError, RecursionError) as error:
+        reason = f"cannot be stored: {_cut(str(error))}"
+        add("input", reason, "use integers of at most 64 bits, Unicode text, and less nesting")
+        return problems
+    if size > facts.payload_limit_bytes:
+        limit = f"{facts.payload_limit_bytes} (PENSTOCK_PAYLOAD_LIMIT_BYTES)"
+        fix = "store large content elsewhere and pass a reference to it"
+        add("input", f"the job takes {size} bytes, and the limit is {limit}", fix)
+    return problems
+
+
+def job_problems(line: int, error: ValidationError) -> list[Problem]:
+    """What pydantic says of a job, in our words."""
+    problems: list[Problem] = []
+    for detail in _details(error):
+        field, reason, fix = _in_our_words(detail)
+        if not (problems and field == "deadline" and problems[-1].field == field):  # one for each type of the union
+            problems.append(Problem(line, field, reason, fix))
+    return problems
+
+
+def _in_our_words(detail: ErrorDetails) -> tuple[str, str, str]:
+    kind, location = detail["type"], detail["loc"]
+    field = _path(location)
+    if kind == "json_invalid":
+        return "", f"not JSON: {detail['ctx']['error']}", "write one JSON object a line"
+    if not location:
+        return "", "not a JSON object", 'write one JSON object a line, such as {"custom_id": …, "agent": …, "input": …}'
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[0]), Job.model_fields, n=1)
+        return (
+            _cut(field),
+            "unknown field",
+            f"did you mean {near[0]}?" if near else "remove it, or put it into metadata",
+        )
+    if kind == "missing":
+        return field, "missing", "every job needs custom_id and agent"
+    if location[0] == "deadline":
+        fix = "give a moment as 2030-01-31T12:00:00Z (with an offset), or seconds from submission, at most 366 days"
+        return "deadline", "neither a moment nor a number of seconds", fix
+    if location[0] == "value":
+        return field, detail["msg"], f"use one of {', '.join(ValueClass)}"
+    return _cut(field), detail["msg"], ""
+
+
+def _details(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False)
+
+
+def _agent_fix(agent: str, facts: Facts) -> str:
+    if not facts.agents:
+        return "start hosts that serve it: penstock up --app MODULE"
+    near = difflib.get_close_matches(agent, facts.agents, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    known = sorted(facts.agents)
+    return f"use one of {', '.join(known[:8])}{' …' if len(known) > 8 else ''}, or start hosts that serve it"
+
+
+def _path(location: tuple[int | str, ...] | list[str | int]) -> str:
+    """A location as people write it: ``items[2].name``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + " …"
+
+
+def _non_number(raw: bytes) -> str | None:
+    """The first of the words that some parsers take for numbers and that no JSON has."""
+    found: list[str] = []
+    try:
+        json.loads(raw, parse_constant=found.append)
+    except (ValueError, RecursionError):
+        return None  # what is wrong with it is said where it is read
+    return found[0] if found else None

@@ -1,0 +1,97 @@
+"""What clients of a deployment are told when something cannot be done; each text names the thing and the fix."""
+
+from actors.errors import PenstockError
+from penstock.views import Problem, SubmitReport
+
+
+class ClientError(PenstockError):
+    """Base of the errors that the client raises; the store's own (``StoreUnavailable`` …) pass through as they are."""
+
+
+class NoSuchRun(ClientError):
+    """The store knows no such run: it never existed, or its retention is over."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"there is no run {run_id!r}: it was never submitted here, or its retention is over. "
+            "`penstock runs` lists those that there are"
+        )
+        self.run_id = run_id
+
+
+class NoSuchBatch(ClientError):
+    """The store knows no such batch: it never existed, or its retention is over."""
+
+    def __init__(self, batch: str) -> None:
+        super().__init__(
+            f"there is no batch {batch!r}: nothing was submitted under this key, or its retention is over. "
+            "`penstock status` lists the newest batches"
+        )
+        self.batch = batch
+
+
+class NoSuchHost(ClientError):
+    """No host of this name is registered."""
+
+    def __init__(self, host: str, known: list[str]) -> None:
+        there_are = ", ".join(sorted(known)) if known else "none at all"
+        super().__init__(f"there is no host {host!r}; registered hosts: {there_are}")
+        self.host = host
+
+
+class InvalidBatchKey(ClientError):
+    """A batch key that cannot be used."""
+
+    def __init__(self, batch: str, reason: str) -> None:
+        super().__init__(f"batch key {batch!r} cannot be used: {reason}")
+        self.batch = batch
+
+
+class InvalidBatch(ClientError):
+    """Jobs of a batch are not valid. ``problems`` holds the first ones, ``problem_count`` says how many there are.
+
+    ``accepted`` is how many jobs had been submitted by then: always 0 for a file or a list, which are checked as a
+    whole before anything is submitted; jobs that come from an iterator are checked chunk by chunk.
+    """
+
+    def __init__(
+        self, place: str, problems: tuple[Problem, ...], problem_count: int, *, batch: str = "", accepted: int = 0
+    ) -> None:
+        so_far = f"{accepted} jobs before them were submitted" if accepted else "nothing was submitted"
+        counted = "1 problem" if problem_count == 1 else f"{problem_count} problems"
+        listed = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  … and {problem_count - 10} more" if problem_count > 10 else ""
+        super().__init__(f"{counted} in {place}, {so_far}:\n{listed}{more}")
+        self.place = place
+        self.problems = problems
+        self.problem_count = problem_count
+        self.batch = batch
+        self.accepted = accepted
+
+
+class BatchFileError(ClientError):
+    """A batch file cannot be read, or changed while it was read."""
+
+
+class SubmissionInterrupted(ClientError):
+    """The store failed in the middle of a submission. Some jobs are in: ``report`` counts those that it acknowledged.
+
+    Submitting the same jobs again under ``batch`` completes it and makes no job twice.
+    """
+
+    def __init__(self, report: SubmitReport, cause: BaseException) -> None:
+        super().__init__(
+            f"the submission of batch {report.batch!r} was interrupted after {report.accepted + report.existing} "
+            f"acknowledged jobs: {cause}. Submit the same jobs again under the same batch key: no job is made twice"
+        )
+        self.report = report
+        self.batch = report.batch
+
+
+class WaitTimedOut(ClientError, TimeoutError):
+    """The wait for a run or a batch is over, and it has not ended. It goes on without us."""
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(
+            f"{what} has not ended within {timeout_s:g} s; it goes on (`penstock why` tells for what it waits)"
+        )

@@ -1,0 +1,144 @@
+"""Why is a run where it is? Pure: facts in, an explanation out. Every wait has a reason, an owner and a bound."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cluster.lifecycle import RunState
+from cluster.records import RunRecord
+from penstock.views import HostView, JournalStep, RunError, Why
+
+
+@dataclass(frozen=True)
+class WhyFacts:
+    """What is known beside the run's record.
+
+    ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
+    set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end.
+    """
+
+    now_ms: int
+    max_wait_ms: int | None
+    place: int | None
+    unserved: bool
+    hosts: dict[str, HostView]
+    last_step: JournalStep | None
+    steps: int
+    error: RunError | None
+    note: str
+
+
+def explain(record: RunRecord, facts: WhyFacts) -> Why:
+    """The explanation of a run's present state."""
+    match record.state:
+        case RunState.QUEUED:
+            reason, owner, bound, following = _queued(record, facts)
+        case RunState.RUNNING:
+            reason, owner, bound, following = _running(record, facts)
+        case RunState.WAITING:
+            reason, owner, bound, following = _waiting(record, facts)
+        case RunState.CONFIRMATION_UNKNOWN:
+            reason = str(facts.error) if facts.error else record.reason or "an effect's outcome cannot be proved"
+            owner = "an operator or a reconciler"
+            bound = "none: it stays so until it is resolved"
+            following = "somebody establishes whether the effect happened; then the run goes on"
+        case _:
+            reason = str(facts.error) if facts.error else record.reason or _END_REASONS.get(record.state, "")
+            owner, bound, following = "nobody: it has ended", "none", "nothing: this is an end"
+    return Why(
+        run_id=record.id,
+        custom_id=record.custom_id,
+        state=record.state.value,
+        reason=reason,
+        since_ms=record.since_ms,
+        for_s=max(0.0, (facts.now_ms - record.since_ms) / 1000),
+        owner=owner,
+        bound=bound,
+        next=following,
+        last_step=_last_step(facts),
+        note=facts.note,
+    )
+
+
+_END_REASONS = {
+    RunState.SUCCEEDED: "the agent returned",
+    RunState.FAILED: "the agent failed",
+    RunState.CANCELLED: "it was cancelled",
+    RunState.SHED: "it was shed",
+}
+
+
+def _queued(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    alive = [host for host in facts.hosts.values() if host.alive]
+    claiming = [host for host in alive if not host.draining]
+    partition = record.id[:2]
+    if facts.unserved:
+        return (
+            record.reason or f"no host serves {record.agent}",
+            f"partition {partition}, set aside",
+            _bound(record, facts),
+            f"a host that serves {record.agent} starts: penstock up --app MODULE",
+        )
+    reason = "queue" if record.reason in ("", "queue") else f"queue ({record.reason})"
+    place = "" if facts.place is None else f", place {facts.place + 1} of its queue"
+    if not alive:
+        following = "no host is alive, so nothing claims it: start some with `penstock up`, or see `penstock doctor`"
+    elif not claiming:
+        following = "every host is draining, so nothing claims it: start one, or `penstock drain HOST --undo`"
+    else:
+        following = f"one of {len(claiming)} hosts claims it when it has a free slot"
+    return reason, f"partition {partition}{place}", _bound(record, facts), following
+
+
+def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    reason = "a host is executing it"
+    if record.cancel:
+        reason = f"a host is executing it; its cancellation was asked for ({record.cancel})"
+    host = facts.hosts.get(record.host)
+    if host is None:
+        owner = f"host {record.host}, which is not registered any more"
+        following = "its runs are moved to other hosts"
+    elif not host.alive:
+        owner = f"host {record.host}, whose lease ran out {-host.lease_left_s:.1f} s ago"
+        following = "another host takes its runs over"
+    else:
+        owner = f"host {record.host} (lease renewed, {host.lease_left_s:.1f} s left; fence {record.fence})"
+        following = "it ends at the next step boundary" if record.cancel else "its next step is recorded, or it ends"
+        if host.draining and not record.cancel:
+            following = "the host is draining: it ends soon, or is handed back at the next step boundary"
+    return reason, owner, _bound(record, facts), following
+
+
+def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    if record.due_ms is None:
+        owner = "its children" if record.reason == "child" else record.reason or "unknown"
+        return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
+    left_s = (record.due_ms - facts.now_ms) / 1000
+    due = f"due {_moment(record.due_ms)}, " + (f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago")
+    bound = due if record.deadline_ms is None else f"{due}; {_bound(record, facts)}"
+    return record.reason, "the store's timers", bound, "it is queued again when the timer is due"
+
+
+def _bound(record: RunRecord, facts: WhyFacts) -> str:
+    bounds: list[str] = []
+    if record.deadline_ms is not None:
+        left_s = (record.deadline_ms - facts.now_ms) / 1000
+        when = f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago"
+        bounds.append(f"deadline {_moment(record.deadline_ms)}, {when}: then it is cancelled")
+    if facts.max_wait_ms is not None and record.started_ms is None and record.state is RunState.QUEUED:
+        left_s = (record.accepted_ms + facts.max_wait_ms - facts.now_ms) / 1000
+        when = f"over in {left_s:.1f} s" if left_s > 0 else f"over since {-left_s:.1f} s"
+        bounds.append(f"max_wait {facts.max_wait_ms / 1000:g} s, {when}: then it is shed")
+    return "; ".join(bounds) if bounds else "none: the job has neither a deadline nor a max_wait that applies now"
+
+
+def _last_step(facts: WhyFacts) -> str:
+    step = facts.last_step
+    if step is None:
+        return ""
+    age_s = max(0.0, (facts.now_ms - (step.ended_ms or step.started_ms)) / 1000)
+    attempts = f", {step.attempts} attempts" if step.attempts > 1 else ""
+    return f"{step.step} {step.kind} {step.name} ({step.status}{attempts}), {age_s:.1f} s ago; {facts.steps} entries"
+
+
+def _moment(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,201 @@
+"""Reading for people: listings, one run from all sides, the whole deployment."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+
+from actors.job import decode_job
+from actors.journal import Entry, decode_entry
+from cluster import reader
+from cluster.lifecycle import TERMINAL, RunState
+from cluster.records import RunRecord
+from cluster.store import Store
+from penstock.explain import WhyFacts, explain
+from penstock.views import (
+    DeploymentStatus,
+    HostView,
+    JournalStep,
+    RunSummary,
+    RunView,
+    Why,
+    batch_status,
+    decoded,
+    run_error,
+    summary_of,
+)
+
+OVER: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
+
+
+async def is_noted(store: Store, batch: str) -> bool:
+    """Whether a submission under this key has begun, also when no run of it was made."""
+    return await store.command(store.keys.batches, "ZSCORE", store.keys.batches, batch) is not None
+
+
+async def batch_records(store: Store, batch: str) -> AsyncIterator[list[RunRecord]]:
+    """A batch's records in pages; the next page is on its way while the caller uses one."""
+    pages = reader.batch_run_ids(store, batch)
+    coming: asyncio.Task[list[RunRecord]] | None = None
+    try:
+        async for run_ids in pages:
+            arrived, coming = coming, asyncio.create_task(reader.records(store, run_ids))
+            if arrived is not None:
+                yield await arrived
+        if coming is not None:
+            last, coming = coming, None
+            yield await last
+    finally:
+        if coming is not None:
+            coming.cancel()
+        await pages.aclose()  # type: ignore[attr-defined]
+
+
+async def listing(store: Store, batch: str | None, state: RunState | None, limit: int) -> list[RunSummary]:
+    """Summaries of some runs."""
+    found: list[RunSummary] = []
+    if batch is not None:
+        async for page in batch_records(store, batch):
+            found.extend(summary_of(record) for record in page if state in (None, record.state))
+            if len(found) >= limit:
+                break
+        return found[:limit]
+    run_ids = list(dict.fromkeys(await reader.run_ids(store, state, limit)))
+    for start in range(0, len(run_ids), reader.PAGE):
+        for record in await reader.records(store, run_ids[start : start + reader.PAGE]):
+            if state in (None, record.state):
+                found.append(summary_of(record))
+    found.sort(key=lambda each: (each.accepted_ms, each.run_id), reverse=True)
+    return found[:limit]
+
+
+async def view(store: Store, record: RunRecord) -> RunView:
+    """All of one run."""
+    job = decode_job(record.job)
+    entries = await reader.journal(store, record.id)
+    return RunView(
+        run_id=record.id,
+        custom_id=record.custom_id,
+        batch=record.batch,
+        agent=record.agent,
+        agent_version=record.pinned,
+        state=record.state.value,
+        state_version=record.version,
+        fence=record.fence,
+        reason=record.reason,
+        since_ms=record.since_ms,
+        accepted_ms=record.accepted_ms,
+        started_ms=record.started_ms,
+        ended_ms=record.ended_ms,
+        deadline_ms=record.deadline_ms,
+        due_ms=record.due_ms,
+        host=record.host,
+        migrations=record.migrations,
+        parent=record.parent,
+        cancel_requested=record.cancel,
+        value=job.value,
+        tenant=job.tenant,
+        grants=job.grants,
+        metadata=job.metadata,
+        input=job.input,
+        output=decoded(record.output),
+        error=run_error(record.error),
+        journal=[_step(decode_entry(raw)) for raw in entries],
+    )
+
+
+async def why(store: Store, record: RunRecord) -> Why:
+    """The explanation of where a run is."""
+    run_key, journal_key = store.keys.run(record.id), store.keys.journal(record.id)
+    place, max_wait, last, length, registered, now_ms, notes = await asyncio.gather(
+        reader.place(store, record.id),
+        store.command(run_key, "HGET", run_key, "max_wait"),
+        store.command(journal_key, "LINDEX", journal_key, -1),
+        store.command(journal_key, "LLEN", journal_key),
+        hosts(store),
+        store.server_ms(),
+        store.command(store.keys.notes, "HGET", store.keys.notes, record.id),
+    )
+    facts = WhyFacts(
+        now_ms=now_ms,
+        max_wait_ms=int(max_wait) if max_wait else None,
+        place=place,
+        unserved=record.state is RunState.QUEUED and place is None,
+        hosts={host.host: host for host in registered},
+        last_step=_step(decode_entry(last)) if last else None,
+        steps=length,
+        error=run_error(record.error),
+        note=_note(notes, now_ms),
+    )
+    return explain(record, facts)
+
+
+async def hosts(store: Store) -> list[HostView]:
+    """The registered hosts, by name."""
+    found: list[HostView] = []
+    for host, info in sorted((await store.hosts()).items()):
+        left_s = info.pop("lease_left_ms") / 1000
+        draining = bool(info.pop("draining"))
+        found.append(HostView(host=host, alive=left_s > 0, lease_left_s=left_s, draining=draining, info=info))
+    return found
+
+
+async def deployment(store: Store, batches: int) -> DeploymentStatus:
+    """Counters, hosts and the newest batches."""
+    counts, registered, keys = await asyncio.gather(
+        reader.deployment_counts(store), hosts(store), reader.batches(store, batches)
+    )
+    by_batch = await asyncio.gather(*(reader.batch_counts(store, key) for key in keys))
+    return DeploymentStatus(
+        name=store.settings.name,
+        total=counts.total,
+        by_state=counts.by_state,
+        steps=counts.steps,
+        migrations=counts.migrations,
+        hosts=registered,
+        batches=[batch_status(key, each) for key, each in zip(keys, by_batch, strict=True)],
+    )
+
+
+def _step(entry: Entry) -> JournalStep:
+    return JournalStep(
+        step=entry.step,
+        kind=entry.kind,
+        name=entry.name,
+        status=entry.status,
+        attempts=entry.attempts,
+        started_ms=entry.started_ms,
+        ended_ms=entry.ended_ms,
+        arguments_digest=entry.digest.hex(),
+        payload=_payload(entry.payload),
+    )
+
+
+def _payload(raw: bytes) -> Any:
+    try:
+        return decoded(raw)
+    except msgspec.DecodeError:
+        return f"({len(raw)} bytes that are no JSON)"
+
+
+def _note(raw: bytes | None, now_ms: int) -> str:
+    """What a watchdog wrote of the run, in one line: the note itself, then its facts, without long ones."""
+    if not raw:
+        return ""
+    try:
+        note = json.loads(raw)
+    except ValueError:
+        return raw.decode(errors="replace")
+    if not isinstance(note, dict):
+        return str(note)
+    facts: list[str] = []
+    for name, value in note.items():
+        if name == "at_ms" and isinstance(value, int | float):
+            facts.append(f"{max(0, now_ms - value) / 1000:.1f} s ago")
+        elif name == "stack":
+            facts.append(f"in {' '.join(str(value).split()[-12:])}")
+        elif name != "note":
+            facts.append(f"{name} {value}")
+    return f"{note.get('note', '')} ({', '.join(facts)})" if facts else str(note.get("note", ""))

@@ -1,0 +1,180 @@
+"""The client for code without an event loop: the same methods, each waiting for its answer."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
+from typing import Any, BinaryIO, Self, TypeVar
+
+import uvloop
+
+from actors.registry import App
+from cluster.config import Settings
+from cluster.lifecycle import RunState
+from penstock.checking import JobLike
+from penstock.client import Client, ProgressCallback
+from penstock.views import (
+    BatchStatus,
+    DeploymentStatus,
+    HostView,
+    Result,
+    RunSummary,
+    RunView,
+    SubmitReport,
+    Why,
+)
+
+T = TypeVar("T")
+
+
+class SyncClient:
+    """:class:`penstock.client.Client` for synchronous code; see there. It may be used from several threads.
+
+    A private event loop runs in a thread of its own: iterators of jobs and progress callbacks are called there.
+    """
+
+    def __init__(
+        self, redis_url: str | None = None, *, settings: Settings | None = None, app: App | None = None
+    ) -> None:
+        self._client = Client(redis_url, settings=settings, app=app)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The deployment's settings."""
+        return self._client.settings
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Connects; ``with`` does it by itself."""
+        if self._loop is not None:
+            return
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="penstock-client", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._client.open())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def close(self) -> None:
+        """Closes the connections. Whatever was submitted goes on."""
+        if self._loop is not None:
+            try:
+                self._call(self._client.close())
+            finally:
+                self._end_loop()
+
+    def submit(self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None) -> SubmitReport:
+        """See :meth:`Client.submit`."""
+        return self._call(self._client.submit(jobs, batch=batch))
+
+    def submit_file(
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        *,
+        batch: str | None = None,
+        skip_invalid: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> SubmitReport:
+        """See :meth:`Client.submit_file`."""
+        return self._call(
+            self._client.submit_file(path, batch=batch, skip_invalid=skip_invalid, on_progress=on_progress)
+        )
+
+    def run(
+        self,
+        agent: str,
+        input: Any,
+        *,
+        timeout_s: float | None = None,
+        **job_fields: Any,
+    ) -> Result:
+        """See :meth:`Client.run`."""
+        return self._call(self._client.run(agent, input, timeout_s=timeout_s, **job_fields))
+
+    def status(self, batch: str) -> BatchStatus:
+        """See :meth:`Client.status`."""
+        return self._call(self._client.status(batch))
+
+    def deployment(self, *, batches: int = 10) -> DeploymentStatus:
+        """See :meth:`Client.deployment`."""
+        return self._call(self._client.deployment(batches=batches))
+
+    def watch(self, batch: str) -> Iterator[BatchStatus]:
+        """See :meth:`Client.watch`."""
+        return self._each(self._client.watch(batch))
+
+    def results(self, batch: str) -> Iterator[Result]:
+        """See :meth:`Client.results`."""
+        for page in self._each(self._client.result_pages(batch)):
+            yield from page
+
+    def runs(
+        self, *, batch: str | None = None, state: RunState | str | None = None, limit: int = 50
+    ) -> list[RunSummary]:
+        """See :meth:`Client.runs`."""
+        return self._call(self._client.runs(batch=batch, state=state, limit=limit))
+
+    def show(self, run_id: str) -> RunView:
+        """See :meth:`Client.show`."""
+        return self._call(self._client.show(run_id))
+
+    def why(self, run_id: str) -> Why:
+        """See :meth:`Client.why`."""
+        return self._call(self._client.why(run_id))
+
+    def hosts(self) -> list[HostView]:
+        """See :meth:`Client.hosts`."""
+        return self._call(self._client.hosts())
+
+    def cancel(self, run_or_batch: str) -> int:
+        """See :meth:`Client.cancel`."""
+        return self._call(self._client.cancel(run_or_batch))
+
+    def drain(self, host: str, *, undo: bool = False) -> None:
+        """See :meth:`Client.drain`."""
+        self._call(self._client.drain(host, undo=undo))
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise RuntimeError("the client is not open: use `with SyncClient() as client`, or client.open()")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C reaches this thread only: the work must not go on unseen
+            raise
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> tuple[T] | None:
+            try:
+                return (await anext(items),)
+            except StopAsyncIteration:
+                return None
+
+        async def end() -> None:
+            await items.aclose()  # type: ignore[attr-defined]
+
+        try:
+            while (item := self._call(following())) is not None:
+                yield item[0]
+        finally:
+            if self._loop is not None:
+                self._call(end())
+
+    def _end_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
