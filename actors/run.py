@@ -3,11 +3,11 @@
 import asyncio
 import uuid as uuids
 from collections.abc import Awaitable, Mapping
-from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from actors.core.identity import Scope
+from actors import durable
+from actors.scope import SCOPE
 
 if TYPE_CHECKING:
     from actors.contract import Agent, Tool
@@ -17,7 +17,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
-SCOPE: Final[ContextVar[Scope]] = ContextVar("penstock_scope")
 
 
 class Run:
@@ -91,11 +90,11 @@ class Run:
             ChildFailed: the child ended without success.
             InvalidValue: the input does not fit the agent.
         """
-        return self._engine.spawn(self._next_step(), agent, payload)
+        return durable.spawn(self._engine, self._next_step(), agent, payload)
 
     def sleep(self, seconds: float, /) -> Awaitable[None]:
         """Waits, however often the host changes meanwhile; a long wait holds no memory anywhere."""
-        return self._engine.sleep(self._next_step(), seconds)
+        return durable.sleep(self._engine, self._next_step(), seconds)
 
     def now(self) -> datetime:
         """The time (UTC, by the store's clock), recorded."""
@@ -121,7 +120,7 @@ class Run:
         Raises:
             PenstockError: a step is under way, or another task called.
         """
-        await self._engine.checkpoint(state)
+        await durable.checkpoint(self._engine, state)
 
     def _next_step(self) -> str:
         task = asyncio.current_task()

@@ -1,8 +1,8 @@
 """Everything about starting Ray and connecting to it, in one place.
 
 Ray takes much of what matters here from environment variables, reads some of them once when it is imported and
-inherits the rest to the processes that it starts. So nothing else in this project sets a ``RAY_`` variable, and Ray is
-imported by the functions that need it: a process that only talks to the store never loads it.
+inherits the rest to the processes that it starts. So nothing but this and :mod:`cluster.ray_environment` sets a
+``RAY_`` variable, and Ray is imported by the functions that need it: what only talks to the store never loads it.
 """
 
 from __future__ import annotations
@@ -10,106 +10,39 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from cluster import janitor
 from cluster.processes import ProcessRecord
+from cluster.ray_environment import (
+    HEALTH_CHECKS,
+    LOOPBACK,
+    QUIET,
+    environment,
+    is_loopback,
+    own_sigterm,
+    prepare_environment,
+    stay_on_loopback,
+)
 
 __all__ = ["Connection", "LocalRay", "RaySessionError", "connect", "disconnect", "draining_nodes"]
 
 log = logging.getLogger("penstock.ray")
 
-LOOPBACK = "127.0.0.1"
 NAMESPACE = "penstock"
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # we pass no large objects through Ray
-
-# Ray notices a dead node after 15 s to 65 s by default, with these after about 4 s.
-HEALTH_CHECKS: Mapping[str, int] = MappingProxyType(
-    {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 1000,
-        "health_check_timeout_ms": 1000,
-        "health_check_failure_threshold": 3,
-    }
-)
-# Ray's record of every task and actor call: nobody reads it without a dashboard, and each host pays for it.
-QUIET: Mapping[str, int] = MappingProxyType({"task_events_report_interval_ms": 0})
 
 
 class RaySessionError(RuntimeError):
     """Ray cannot be started or reached; the message says where and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------------- environment
-
-
-def _is_loopback(address: str) -> bool:
-    return address.rpartition(":")[0].strip("[]") in ("localhost", LOOPBACK, "::1")
-
-
-def prepare_environment(*, loopback: bool) -> None:
-    """Set, for this process and its children, what Ray must be told before its first use. The user's words win.
-
-    ``RAY_AUTH_MODE`` is always explicit. Unset, it means one thing to ``ray.init`` and another to a cluster, depending
-    on whether a token file lies about, and they then fail to understand each other for 20 s. Our own clusters listen
-    on loopback only and have it disabled; for another cluster a token that is there is used.
-    """
-    tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    has_token = any(os.environ.get(name) for name in tokens) or Path("~/.ray/auth_token").expanduser().exists()
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token and not loopback else "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Zero GPUs must not hide the GPUs of the machine from tasks; unset, Ray warns about a change to come.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Under `uv run` Ray would have every worker start a `uv run` of its own.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-
-
-def _stay_on_loopback(loopback: bool) -> None:
-    """Make Ray take 127.0.0.1 for what it says (or not, for a cluster elsewhere).
-
-    Ray replaces a loopback address by the machine's outward one before it connects, unless it thinks that this system
-    has no clusters over several machines; then a cluster that listens on loopback only is never found.
-    """
-    from ray._private import ray_constants
-
-    if not hasattr(ray_constants, "ENABLE_RAY_CLUSTER"):  # pragma: no cover - another Ray
-        log.warning("this Ray has no ENABLE_RAY_CLUSTER: a cluster on loopback may not be found")
-        return
-    ray_constants.ENABLE_RAY_CLUSTER = not loopback
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables for the processes that Ray starts meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Every node that Ray starts puts its own SIGTERM handler, which drains for 30 s and exits, over ours."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 # ----------------------------------------------------------------------------------------------------- connection
@@ -146,20 +79,21 @@ def connect(
         socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
     except OSError as error:
         raise RaySessionError(f"no Ray cluster answers at {address} ({error}): is it running, and reachable?") from None
-    loopback = _is_loopback(address)
+    loopback = is_loopback(address)
     prepare_environment(loopback=loopback)
     import ray
 
     if ray.is_initialized():
         raise RaySessionError("this process is connected to a Ray cluster already: disconnect() first")
-    _stay_on_loopback(loopback)
-    ray.init(
-        address=address,
-        namespace=namespace,
-        runtime_env=dict(runtime_env) if runtime_env else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    stay_on_loopback(loopback)
+    with own_sigterm():
+        ray.init(
+            address=address,
+            namespace=namespace,
+            runtime_env=dict(runtime_env) if runtime_env else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     return Connection(address, namespace)
 
 
@@ -208,9 +142,9 @@ def draining_nodes(*, timeout_s: float = 1.0) -> dict[str, int]:
 class LocalRay:
     """A Ray cluster of several nodes on this machine, on loopback only, owned by this process.
 
-    ``python_path`` is where workers find code, besides the root of the source tree; ``environment`` is given to all of
-    Ray's processes. Their own PYTHONPATH is the quickest way (a ``runtime_env`` costs an agent's round trip and a fresh
-    worker for each actor). The head is node 0.
+    ``python_path`` is where workers find code, besides the root of the source tree: their PYTHONPATH is the quickest
+    way, a ``runtime_env`` costs an agent's round trip and a fresh worker for each actor. ``extra_environment`` is given
+    to all of Ray's processes. The head is node 0.
 
     On Linux the raylets and the GCS are killed by the kernel when the thread that started them ends, so call
     :meth:`start` and :meth:`add_node` from the main thread. What else there is then ends by the :mod:`cluster.janitor`.
@@ -223,7 +157,7 @@ class LocalRay:
         cpus_per_node: float = 1,
         object_store_bytes: int = OBJECT_STORE_BYTES,
         python_path: Sequence[Path] = (),
-        environment: Mapping[str, str] = MappingProxyType({}),
+        extra_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if nodes < 1:
             raise ValueError(f"nodes: {nodes} is too few, a cluster needs at least 1")
@@ -231,7 +165,7 @@ class LocalRay:
         self._cpus_per_node = cpus_per_node
         self._object_store_bytes = object_store_bytes
         self._python_path = [Path(path).absolute() for path in python_path]
-        self._extra_environment = dict(environment)
+        self._extra_environment = dict(extra_environment)
         self._cluster: Any = None
         self._nodes: list[Any] = []
         self._dead: set[int] = set()
@@ -295,7 +229,7 @@ class LocalRay:
     def _start_nodes(self) -> None:
         from ray.cluster_utils import Cluster
 
-        _stay_on_loopback(True)
+        stay_on_loopback(True)
         self._cluster = Cluster()
         self._add_node(
             include_dashboard=False,
@@ -308,7 +242,7 @@ class LocalRay:
             self._add_node()
 
     def _add_node(self, **arguments: Any) -> None:
-        with _own_sigterm():
+        with own_sigterm():
             node = self._cluster.add_node(
                 num_cpus=self._cpus_per_node,
                 node_ip_address=LOOPBACK,
@@ -341,6 +275,19 @@ class LocalRay:
         process.wait()
         self._dead.add(index)
         self._cluster.remove_node(self._nodes[index], allow_graceful=False)
+
+    def reap(self) -> list[int]:
+        """Indices of nodes whose raylet has died since the last call; they count as killed from now on.
+
+        To be called now and then by whoever keeps a cluster for long: a dead raylet that nobody reaps keeps its workers
+        alive.
+        """
+        found = [index for index in self.node_ids if self._raylet(index).poll() is not None]
+        for index in found:
+            self._dead.add(index)
+            if index:
+                self._cluster.remove_node(self._nodes[index], allow_graceful=False)
+        return found
 
     def records(self) -> list[ProcessRecord]:
         """What this process has started itself: GCS, raylets, API server. All others are children of raylets."""
@@ -384,7 +331,7 @@ class LocalRay:
             paths.insert(0, str(root))
         if inherited := os.environ.get("PYTHONPATH"):
             paths.append(inherited)
-        return _environment(
+        return environment(
             {
                 **self._extra_environment,
                 "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),

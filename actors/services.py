@@ -1,0 +1,39 @@
+"""What a host gives to the runs on it."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from actors.attempts import Attempts
+from actors.committer import Committer
+from cluster.lifecycle import RunState
+from cluster.store import Store
+
+if TYPE_CHECKING:
+    from actors.engine import RunEngine
+
+
+class Services(Protocol):
+    """The host, as its runs see it."""
+
+    host: str
+    store: Store
+    committer: Committer
+    attempts: Attempts
+    payload_limit_bytes: int
+
+    def now_ms(self) -> int:
+        """The server's time as this host estimates it."""
+
+    def draw(self) -> float:
+        """A uniform random number in [0, 1)."""
+
+    def lease_holds(self) -> bool:
+        """Whether this host may still start anything."""
+
+    async def lease_renewed(self) -> None:
+        """Returns when it may again."""
+
+    async def child_outcome(self, run_id: str) -> tuple[RunState, bytes, bytes] | None:
+        """State, output and error of a run; None when there is none."""
+
+    def gone(self, engine: "RunEngine") -> None:
+        """The run holds no slot of this host any more."""

@@ -1,0 +1,111 @@
+"""What Ray must be told by environment variables and private switches, before and while it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+__all__ = [
+    "HEALTH_CHECKS",
+    "LOOPBACK",
+    "QUIET",
+    "environment",
+    "is_loopback",
+    "own_sigterm",
+    "prepare_environment",
+    "stay_on_loopback",
+]
+
+log = logging.getLogger("penstock.ray")
+
+LOOPBACK = "127.0.0.1"
+# Ray notices a dead node after 15 s to 65 s by default, with these after about 4 s.
+HEALTH_CHECKS: Mapping[str, int] = MappingProxyType(
+    {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_timeout_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+)
+# Ray's record of every task and actor call: nobody reads it without a dashboard, and each host pays for it.
+QUIET: Mapping[str, int] = MappingProxyType({"task_events_report_interval_ms": 0})
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an ip:port is on this machine only."""
+    return address.rpartition(":")[0].strip("[]") in ("localhost", LOOPBACK, "::1")
+
+
+def prepare_environment(*, loopback: bool) -> None:
+    """Set, for this process and its children, what Ray must be told before its first use. The user's words win.
+
+    ``RAY_AUTH_MODE`` is always explicit. Unset, it means one thing to ``ray.init`` and another to a cluster, depending
+    on whether a token file lies about, and they then fail to understand each other for 20 s. Our own clusters listen
+    on loopback only and have it disabled; for another cluster a token that is there is used.
+    """
+    tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    has_token = any(os.environ.get(name) for name in tokens) or Path("~/.ray/auth_token").expanduser().exists()
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token and not loopback else "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Zero GPUs must not hide the GPUs of the machine from tasks; unset, Ray warns about a change to come.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Under `uv run` Ray would have every worker start a `uv run` of its own.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+def stay_on_loopback(loopback: bool) -> None:
+    """Make Ray take 127.0.0.1 for what it says (or not, for a cluster elsewhere).
+
+    Ray replaces a loopback address by the machine's outward one before it connects, unless it thinks that this system
+    has no clusters over several machines; then a cluster that listens on loopback only is never found.
+    """
+    from ray._private import ray_constants
+
+    if not hasattr(ray_constants, "ENABLE_RAY_CLUSTER"):  # pragma: no cover - another Ray
+        log.warning("this Ray has no ENABLE_RAY_CLUSTER: a cluster on loopback may not be found")
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = not loopback
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the processes that Ray starts meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep our SIGTERM handler while Ray starts nodes or connects.
+
+    Every node replaces it by one that drains for 30 s and exits; a connection replaces it by one that exits, and below
+    Python by one that prints a stack and dies. So it is installed again in any case.
+    """
+    from ray._private import utils
+
+    handler = signal.getsignal(signal.SIGTERM)
+    setter = getattr(utils, "set_sigterm_handler", None)
+    if setter is not None:
+        utils.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        if setter is not None:
+            utils.set_sigterm_handler = setter
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
