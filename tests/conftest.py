@@ -30,10 +30,6 @@ settings.register_profile(
 settings.load_profile("penstock")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "ray: starts a Ray cluster of its own; all other tests cannot start Ray")
-
-
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
     """One embedded store for the whole session, so take keys of your own: a name of your own for each test."""

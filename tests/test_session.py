@@ -15,13 +15,13 @@ import pytest
 
 from cluster.janitor import processes_of
 from cluster.processes import ProcessRecord
+from cluster.ray_environment import prepare_environment
 from cluster.session import (
     LocalRay,
     RaySessionError,
     connect,
     disconnect,
     draining_nodes,
-    prepare_environment,
 )
 
 ROOT = Path(__file__).parents[1]
