@@ -219,7 +219,8 @@ class LocalRay:
                 self._start_nodes()
         except BaseException as error:
             directory = self._directory
-            self.stop(keep_directory=any((directory / "ray").iterdir()))
+            # The logs tell why it failed; nobody asks them about a start that was broken off.
+            self.stop(keep_directory=isinstance(error, Exception) and any((directory / "ray").iterdir()))
             if isinstance(error, Exception):
                 raise RaySessionError(
                     f"the local Ray cluster did not start: {error}; see the logs in {directory}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -159,6 +160,26 @@ def test_without_the_fixtures_ray_does_not_start() -> None:
         ray.init()
     with pytest.raises(RaySessionError, match="may not start Ray"):
         LocalRay(nodes=1).start()
+
+
+@pytest.mark.parametrize(("failure", "kept"), [(KeyboardInterrupt(), False), (OSError("disk"), True)])
+def test_a_failed_start_keeps_its_logs_and_a_broken_off_one_nothing(
+    monkeypatch: pytest.MonkeyPatch, failure: BaseException, kept: bool
+) -> None:
+    seen: list[Path] = []
+
+    def fail(cluster: LocalRay) -> None:
+        seen.append(cluster.directory)
+        (cluster.directory / "ray" / "session_log").write_text("why")
+        raise failure
+
+    monkeypatch.setattr(LocalRay, "_start_nodes", fail)
+    with pytest.raises((KeyboardInterrupt, RaySessionError)) as caught:
+        LocalRay(nodes=1).start()
+    assert seen[0].exists() == kept
+    if kept:
+        assert f"disk; see the logs in {seen[0]}" in str(caught.value)
+        shutil.rmtree(seen[0])
 
 
 @pytest.mark.parametrize(
