@@ -17,6 +17,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741 - the field's usual name for an input type
 O = TypeVar("O")  # noqa: E741 - and for an output type
+R_co = TypeVar("R_co", covariant=True)
+I_contra = TypeVar("I_contra", contravariant=True)
+O_co = TypeVar("O_co", covariant=True)
 DEFAULT_TIMEOUT_S: Final = 30.0
 
 
@@ -55,7 +58,7 @@ class ToolOptions:
     resources: dict[str, float] | None
 
 
-class Tool(Generic[P, R]):
+class Tool(Generic[P, R_co]):
     """A declared tool. Agents call it through ``run.call(tool, ...)``; ``tool.function`` is the undecorated one."""
 
     def __init__(self, function: Callable[..., Any], name: str, options: ToolOptions) -> None:
@@ -80,7 +83,7 @@ class Tool(Generic[P, R]):
         return f"<tool {self.name!r} {self.options.risk.name.lower()}>"
 
 
-class Agent(Generic[I, O]):
+class Agent(Generic[I_contra, O_co]):
     """A declared agent; ``agent.function`` is the undecorated one."""
 
     def __init__(self, function: Callable[..., Any], name: str, version: str) -> None:

@@ -97,7 +97,7 @@ class Supervisor:
 
     async def describe(self) -> list[dict[str, Any]]:
         """All hosts, as they describe themselves; those that are starting or restarting are left out."""
-        asked = [host.describe.remote() for host in self._hosts.values()]
+        asked = [host.describe.remote() for host in list(self._hosts.values())]
         answers = await asyncio.gather(
             *(asyncio.wait_for(asyncio.wrap_future(ask.future()), 5) for ask in asked), return_exceptions=True
         )

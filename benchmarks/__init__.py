@@ -1,0 +1,1 @@
+"""Measurements of Penstock beside floors and ideals that are taken in the same run."""
