@@ -9,7 +9,7 @@ import msgspec
 
 from actors.attempts import Outcome
 from actors.contract import Agent, Tool
-from actors.core.identity import Scope
+from actors.core.identity import Scope, idempotency_key
 from actors.core.outcome import Unknown, after_crash
 from actors.core.parking import Wait, parking
 from actors.core.replay import Asked, Divergence, Replay
@@ -20,7 +20,6 @@ from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
 from actors.verdict import Verdict, failed, unknown
-from cluster.keys import digest
 from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Finish, Park
 
@@ -280,8 +279,7 @@ class RunEngine:
             self._step_over()
 
     def _key(self, path: str, tool: str, args: bytes) -> str:
-        """The step's idempotency key: the same wherever and however often the step is made."""
-        return digest(self.job.root or self.claim.id, path, tool, args)
+        return idempotency_key(self.job.root or self.claim.id, path, tool, args)
 
     def too_large(self, what: str, size: int) -> str:
         """The text that names the limit and the fix."""

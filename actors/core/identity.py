@@ -5,6 +5,8 @@ was started inside another one gets a branch below it, numbered by the order in 
 start in the order in which they were made, so a replay numbers them alike.
 """
 
+from cluster.keys import digest
+
 
 class Scope:
     """Numbering of one task's steps. ``owner`` identifies the task; it is only compared."""
@@ -28,3 +30,15 @@ class Scope:
         scope = Scope(owner, f"{self._prefix}b{self._branches}.")
         self._branches += 1
         return scope
+
+
+def idempotency_key(lineage_root: str, step: str, tool: str, arguments: bytes) -> str:
+    """The key of a step's requests to the world outside: the same wherever and however often the step is made.
+
+    Args:
+        lineage_root: the id of the run that the step's run descends from, or of the run itself.
+        step: the step's path.
+        tool: the tool's name.
+        arguments: digest of the canonical arguments.
+    """
+    return digest(lineage_root, step, tool, arguments)
