@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import hiredis
@@ -34,6 +34,9 @@ Argument: TypeAlias = bytes | str | int
 _LOG: Final = logging.getLogger("penstock.store")
 _RECONNECT_FIRST_S: Final = 0.02
 _RECONNECT_MOST_S: Final = 0.5
+_TRANSACTION_BYTES: Final = 512 * 1024
+_MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
+_EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
 
 def _pack(arguments: tuple[Argument, ...]) -> bytes:
@@ -58,6 +61,42 @@ class _Call:
         self.expires = expires
 
 
+class _Unit:
+    """Calls that are answered together: one call, or the calls of one transaction (MULTI … EXEC)."""
+
+    __slots__ = ("calls", "left")
+
+    def __init__(self, calls: list[_Call]) -> None:
+        self.calls = calls
+        # A transaction is answered by OK, one QUEUED a call, and then all answers at once.
+        self.left = 1 if len(calls) == 1 else len(calls) + 2
+
+    @property
+    def packed(self) -> bytes:
+        """The bytes to send."""
+        if len(self.calls) == 1:
+            return self.calls[0].packed
+        return b"".join([_MULTI, *[call.packed for call in self.calls], _EXEC])
+
+
+def _units(calls: list[_Call], *, transactions: bool) -> Iterator[_Unit]:
+    """Groups script calls into transactions, in order and bounded in size; other commands go alone."""
+    group: list[_Call] = []
+    size = 0
+    for call in calls:
+        alone = not transactions or call.script is None
+        if group and (alone or size + len(call.packed) > _TRANSACTION_BYTES):
+            yield _Unit(group)
+            group, size = [], 0
+        if alone:
+            yield _Unit([call])
+        else:
+            group.append(call)
+            size += len(call.packed)
+    if group:
+        yield _Unit(group)
+
+
 class Lane:
     """Sends commands over one connection, in order, many at a time.
 
@@ -70,6 +109,9 @@ class Lane:
             infinite for a host, which stops by its lease and not by a call.
         answer_timeout_s: seconds without an answer after which the connection is given up and made anew.
         in_flight: writes that may be unanswered at a time.
+        transactions: wrap the script calls of one write into a transaction. A server reads a connection in small
+            pieces and syncs its log after each piece that wrote something; a transaction is synced once, as a whole.
+            A server in cluster mode has no transactions over several slots.
         on_reconnected: called after every connect but the first.
     """
 
@@ -80,16 +122,18 @@ class Lane:
         timeout_s: float,
         answer_timeout_s: float = 5.0,
         in_flight: int = 2,
+        transactions: bool = False,
         on_reconnected: Callable[[], None] | None = None,
     ) -> None:
         self._connect = connect
         self._timeout_s = timeout_s
         self._answer_timeout_s = answer_timeout_s
         self._in_flight = in_flight
+        self._transactions = transactions
         self._on_reconnected = on_reconnected
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Call] = []
-        self._sent: deque[_Call] = deque()
+        self._sent: deque[_Unit] = deque()
         self._write_ends: deque[int] = deque()
         self._answered = 0
         self._last_heard = self._loop.time()
@@ -149,7 +193,7 @@ class Lane:
 
     def _repeat_unanswered(self) -> None:
         """Puts what was sent and not answered before what waits; a new server must learn the scripts first."""
-        calls = [call for call in (*self._sent, *self._waiting) if not call.future.done()]
+        calls = [call for call in self._unanswered() if not call.future.done()]
         self._sent.clear()
         self._write_ends.clear()
         self._waiting = []
@@ -169,22 +213,38 @@ class Lane:
                 calls, self._waiting = self._waiting, []
                 if not self._sent:
                     self._last_heard = self._loop.time()
-                self._sent.extend(calls)
+                units = list(_units(calls, transactions=self._transactions))
+                self._sent.extend(units)
                 self._write_ends.append(self._answered + len(self._sent))
-                await connection.send_packed_command(b"".join([call.packed for call in calls]), check_health=False)
+                await connection.send_packed_command(b"".join([unit.packed for unit in units]), check_health=False)
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
             try:
                 answer = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-            except NoScriptError:
-                self._load_and_repeat(self._took())
             except ResponseError as error:
-                self._refuse(self._took(), error)
+                answer = error
+            unit = self._sent[0]
+            unit.left -= 1
+            if unit.left:
+                continue
+            self._took()
+            if len(unit.calls) == 1:
+                self._settle(unit.calls[0], answer)
+            elif isinstance(answer, ResponseError):
+                for call in unit.calls:
+                    self._settle(call, answer)
             else:
-                future = self._took().future
-                if not future.done():
-                    future.set_result(answer)
+                for call, own in zip(unit.calls, answer, strict=True):
+                    self._settle(call, own)
+
+    def _settle(self, call: _Call, answer: Any) -> None:
+        if isinstance(answer, NoScriptError):
+            self._load_and_repeat(call)
+        elif isinstance(answer, ResponseError):
+            self._refuse(call, answer)
+        elif not call.future.done():
+            call.future.set_result(answer)
 
     async def _watch(self) -> None:
         """Gives the connection up when the server has been silent for too long."""
@@ -193,16 +253,15 @@ class Lane:
             if self._sent and self._loop.time() - self._last_heard > self._answer_timeout_s:
                 raise RedisTimeoutError(f"no answer for {self._answer_timeout_s} s")
 
-    def _took(self) -> _Call:
-        """The call that the next answer belongs to; frees a place for a write when a whole write is answered."""
-        call = self._sent.popleft()
+    def _took(self) -> None:
+        """The first unit is answered; frees a place for a write when a whole write is."""
+        self._sent.popleft()
         self._answered += 1
         self._last_heard = self._loop.time()
         if self._write_ends and self._answered >= self._write_ends[0]:
             self._write_ends.popleft()
             if self._waiting:
                 self._wanted.set()
-        return call
 
     def _load_and_repeat(self, call: _Call) -> None:
         if call.script is None or call.future.done():
@@ -221,9 +280,12 @@ class Lane:
         else:
             call.future.set_exception(error)
 
+    def _unanswered(self) -> list[_Call]:
+        return [*(call for unit in self._sent for call in unit.calls), *self._waiting]
+
     def _fail_expired(self) -> None:
         now = self._loop.time()
-        for call in (*self._sent, *self._waiting):
+        for call in self._unanswered():
             if call.expires <= now and not call.future.done():
                 call.future.set_exception(StoreUnavailable(f"the store did not answer in time ({self._problem})"))
 
@@ -233,7 +295,7 @@ class Lane:
         self._runner.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._runner
-        for call in (*self._sent, *self._waiting):
+        for call in self._unanswered():
             if not call.future.done():
                 call.future.set_exception(StoreUnavailable("this connection to the store has been closed"))
                 call.future.exception()

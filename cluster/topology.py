@@ -73,9 +73,14 @@ class Topology:
         on_reconnected: Callable[[], None] | None = None,
     ) -> "Topology":
         """Connects and finds out whether the store is a cluster."""
-        options = {"timeout_s": timeout_s, "answer_timeout_s": answer_timeout_s, "on_reconnected": on_reconnected}
+        options: dict[str, Any] = {
+            "timeout_s": timeout_s,
+            "answer_timeout_s": answer_timeout_s,
+            "on_reconnected": on_reconnected,
+        }
         cluster = None
-        if await is_cluster(url):
+        options["transactions"] = not await is_cluster(url)
+        if not options["transactions"]:
             cluster = RedisCluster.from_url(url, socket_connect_timeout=_HANDSHAKE_S)
             await cluster.initialize()
         return cls(url, cluster, options)
