@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import importlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,7 +55,16 @@ class Attempts:
         self._threads: ThreadPoolExecutor | None = None
 
     async def perform(
-        self, tool: Tool[Any, Any], values: list[Any], *, run_id: str, step: str, key: str, tenant: str, repeated: bool
+        self,
+        tool: Tool[Any, Any],
+        values: list[Any],
+        *,
+        run_id: str,
+        step: str,
+        key: str,
+        tenant: str,
+        repeated: bool,
+        lease_renewed: Callable[[], Awaitable[None]],
     ) -> Outcome:
         """Tries until the tool answers or its policy says stop.
 
@@ -67,6 +76,8 @@ class Attempts:
             key: the step's idempotency key.
             tenant: the run's tenant.
             repeated: an earlier owner may have sent this effect already.
+            lease_renewed: returns when this host may start something; awaited before each further attempt, so that a
+                host that stood still for longer than its lease repeats nothing in a run that may be somebody else's.
         """
         options = tool.options
         clock = self._clock
@@ -100,6 +111,7 @@ class Attempts:
                 if isinstance(decision, TryAgain):
                     ambiguous = ambiguous or failure is FailureClass.AMBIGUOUS
                     await asyncio.sleep(decision.pause_s)
+                    await lease_renewed()
                     continue
                 described = _describe(error, options.timeout_s)
                 return Outcome(attempt, error=described, unknown=isinstance(decision, Unknown))

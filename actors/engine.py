@@ -177,7 +177,7 @@ class RunEngine:
                 await self._intend(path, tool, args_digest, entry, started_ms)
             outcome = await self.services.attempts.perform(
                 tool, values, run_id=self.claim.id, step=path, key=self._key(path, tool.name, args_digest),
-                tenant=self.job.tenant, repeated=entry is not None,
+                tenant=self.job.tenant, repeated=entry is not None, lease_renewed=self.services.lease_renewed,
             )  # fmt: skip
             if outcome.unknown:
                 self._abort(unknown(path, tool.name, outcome))
