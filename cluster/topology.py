@@ -11,6 +11,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import RedisClusterException, RedisError
 
 from cluster.errors import StoreUnavailable, StoreUnsuitable
@@ -23,7 +24,11 @@ _HANDSHAKE_S: Final = 5.0
 def _pool(url: str) -> redis.ConnectionPool:
     # RESP2: answers of scripts are the same in both protocols, and no push messages come between them.
     return redis.ConnectionPool.from_url(
-        url, protocol=2, socket_connect_timeout=_HANDSHAKE_S, retry=Retry(NoBackoff(), 0), lib_name="penstock"
+        url,
+        protocol=2,
+        socket_connect_timeout=_HANDSHAKE_S,
+        retry=Retry(NoBackoff(), 0),
+        driver_info=DriverInfo(name="penstock"),
     )
 
 
