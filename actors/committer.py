@@ -7,7 +7,7 @@ grow with load by themselves and a lone run waits for nobody.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cluster.errors import StoreFull, StoreUnavailable
@@ -87,7 +87,7 @@ class Committer:
             if group.appends:
                 sends.append(self._send(self._store.append, partition, group.appends))
             if group.finishes:
-                sends.extend(self._finishes(partition, group.finishes))
+                sends.append(self._send(self._finish, partition, group.finishes))
             if group.parks:
                 sends.append(self._send(self._park, partition, group.parks))
         self._in_flight += 1
@@ -106,18 +106,8 @@ class Committer:
         for send in sends:
             self._loop.create_task(send).add_done_callback(one_done)
 
-    def _finishes(self, partition: int, finishes: list[tuple[Finish, _Answer]]) -> Iterator[Coroutine[Any, Any, None]]:
-        """One call a terminal state, since each has its own retention."""
-        by_state: dict[str, list[tuple[Finish, _Answer]]] = {}
-        for item in finishes:
-            by_state.setdefault(item[0].state.value, []).append(item)
-        for state, group in by_state.items():
-            retention_ms = self._store.settings.retention.milliseconds_of(state)
-
-            async def finish(partition: int, ends: list[Finish], retention_ms: int = retention_ms) -> dict[str, str]:
-                return await self._store.finish(partition, self._host(), ends, retention_ms)
-
-            yield self._send(finish, partition, group)
+    async def _finish(self, partition: int, ends: list[Finish]) -> dict[str, str]:
+        return await self._store.finish(partition, self._host(), ends)
 
     async def _park(self, partition: int, parks: list[Park]) -> dict[str, str]:
         return await self._store.park(partition, self._host(), parks)

@@ -110,9 +110,6 @@ class HostRuntime:
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
-        for partition in self.store.partitions:
-            while await self.store.reoffer(partition):
-                pass
         if self._watchdog is not None:
             self._watchdog.start()
         self._keep(self._heartbeats())

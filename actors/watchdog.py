@@ -130,7 +130,7 @@ class Watchdog:
             self._try(
                 "end the run",
                 lambda store: store.eval(
-                    scripts.FINISH.text, 1, queue, self._settings.retention.milliseconds_of(RunState.FAILED),
+                    scripts.FINISH.text, 1, queue, self._settings.retention.argument,
                     claim.id, claim.fence, self._host.host, RunState.FAILED.value, "event_loop_blocked", b"",
                     encode_error("EventLoopBlocked", message),
                 ),

@@ -39,6 +39,11 @@ class Retention(BaseModel):
             seconds = max(self.succeeded_s, self.failed_s, self.cancelled_s, self.shed_s)
         return int(seconds * 1000)
 
+    @property
+    def argument(self) -> str:
+        """What every script is given: milliseconds for succeeded, failed, cancelled and shed."""
+        return ",".join(str(self.milliseconds_of(state)) for state in ("succeeded", "failed", "cancelled", "shed"))
+
 
 class Settings(BaseSettings):
     """What a process must know of its deployment. Environment variables: ``PENSTOCK_`` + field name.

@@ -21,17 +21,18 @@ class Script:
     sha: str
 
 
-def _load(name: str, *, partitioned: bool = True) -> Script:
+def _load(name: str, *, partitioned: bool = True, when_full: bool = True) -> Script:
+    """Reads a script. ``when_full``: it runs at the memory limit too, since it only moves or ends what is there."""
     folder = files("cluster") / "lua"
     body = (folder / f"{name}.lua").read_text(encoding="utf-8")
     prelude = lua_table() + (folder / "prelude.lua").read_text(encoding="utf-8") if partitioned else ""
-    text = prelude + body
+    text = ("#!lua flags=allow-oom\n" if when_full else "#!lua\n") + prelude + body
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-SUBMIT: Final = _load("submit")
+SUBMIT: Final = _load("submit", when_full=False)
 CLAIM: Final = _load("claim")
-APPEND: Final = _load("append")
+APPEND: Final = _load("append", when_full=False)
 COMPACT: Final = _load("compact")
 FINISH: Final = _load("finish")
 PARK: Final = _load("park")
@@ -39,7 +40,6 @@ FIRE: Final = _load("fire")
 REAP: Final = _load("reap")
 RELEASE: Final = _load("release")
 CANCEL: Final = _load("cancel")
-REOFFER: Final = _load("reoffer")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 
-ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, REOFFER, HEARTBEAT)
+ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, HEARTBEAT)

@@ -34,6 +34,7 @@ class Store:
         self.settings = settings
         self.keys = keys
         self._topology = topology
+        self._retention = settings.retention.argument
 
     @classmethod
     async def open(
@@ -95,12 +96,12 @@ class Store:
         """Closes every connection."""
         await self._topology.close()
 
-    async def call(self, script: Script, partition: int, retention_ms: int, *arguments: Argument) -> Any:
+    async def call(self, script: Script, partition: int, *arguments: Argument) -> Any:
         """Calls a partition's script, wherever the partition is now."""
         key = self.keys.queues[partition]
         for _ in range(_MOVES):
             try:
-                return await self._topology.lane(key).call(script, key, retention_ms, *arguments)
+                return await self._topology.lane(key).call(script, key, self._retention, *arguments)
             except Moved:
                 await self._topology.refresh()
         raise StoreUnavailable(f"no node of the store's cluster serves partition {partition:02x}")
@@ -121,12 +122,12 @@ class Store:
         arguments: list[Argument] = [batch, "", ""]
         for run in runs:
             arguments.extend(run)
-        answers: list[int] = await self.call(scripts.SUBMIT, partition, 0, *arguments)
+        answers: list[int] = await self.call(scripts.SUBMIT, partition, *arguments)
         return answers
 
     async def submit_child(self, run: NewRun, *, parent: str, fence: int) -> bool:
         """Makes a child run; False when the caller does not own the parent any more."""
-        answer = await self.call(scripts.SUBMIT, partition_of(parent), 0, "", parent, fence, *run)
+        answer = await self.call(scripts.SUBMIT, partition_of(parent), "", parent, fence, *run)
         return bool(answer != b"STALE")
 
     async def note_batch(self, batch: str, at_ms: int) -> None:
@@ -135,7 +136,7 @@ class Store:
 
     async def cancel(self, partition: int, reason: str, run_ids: Sequence[str]) -> list[str]:
         """Cancels runs of one partition; the words of ``cancel.lua`` for each."""
-        answers = await self.call(scripts.CANCEL, partition, self._longest(), reason, *run_ids)
+        answers = await self.call(scripts.CANCEL, partition, reason, *run_ids)
         return [answer.decode() for answer in answers]
 
     # What hosts do
@@ -143,8 +144,8 @@ class Store:
     async def claim(
         self, partition: int, host: str, most: int, served: Sequence[str]
     ) -> tuple[int, list[Claim]] | None:
-        """Claims up to ``most`` runs; how many are left and the claims, or None when this identity was declared dead."""
-        answer = await self.call(scripts.CLAIM, partition, self._longest(), host, most, *served)
+        """Claims up to ``most`` runs; how many are left and the claims, or None when this identity is declared dead."""
+        answer = await self.call(scripts.CLAIM, partition, host, most, *served)
         if answer == b"FENCED":
             return None
         return answer[0], [_claim(item) for item in answer[1:]]
@@ -154,19 +155,19 @@ class Store:
         arguments: list[Argument] = []
         for run_id, fence, length, finished, entries in appends:
             arguments += (run_id, fence, length, finished, len(entries), *entries)
-        return _exceptions(await self.call(scripts.APPEND, partition, 0, *arguments))
+        return _exceptions(await self.call(scripts.APPEND, partition, *arguments))
 
     async def compact(self, run_id: str, fence: int, length: int, entry: bytes) -> str:
         """Replaces a run's journal by one checkpoint entry; OK, STALE or GAP."""
-        answer = await self.call(scripts.COMPACT, partition_of(run_id), 0, run_id, fence, length, entry)
+        answer = await self.call(scripts.COMPACT, partition_of(run_id), run_id, fence, length, entry)
         return str(answer.decode())
 
-    async def finish(self, partition: int, host: str, ends: Iterable[Finish], retention_ms: int) -> dict[str, str]:
+    async def finish(self, partition: int, host: str, ends: Iterable[Finish]) -> dict[str, str]:
         """Ends runs; exceptions by run id: STALE."""
         arguments: list[Argument] = []
         for run_id, fence, state, reason, output, error in ends:
             arguments += (run_id, fence, host, state.value, reason, output, error)
-        return _exceptions(await self.call(scripts.FINISH, partition, retention_ms, *arguments))
+        return _exceptions(await self.call(scripts.FINISH, partition, *arguments))
 
     async def park(self, partition: int, host: str, parks: Iterable[Park]) -> dict[str, str]:
         """Unloads runs; exceptions by run id: STALE or CANCEL."""
@@ -174,11 +175,11 @@ class Store:
         for run_id, fence, reason, due_ms, children in parks:
             due: Argument = "" if due_ms is None else due_ms
             arguments += (run_id, fence, host, reason, due, len(children), *children)
-        return _exceptions(await self.call(scripts.PARK, partition, 0, *arguments))
+        return _exceptions(await self.call(scripts.PARK, partition, *arguments))
 
     async def fire(self, partition: int, most: int = 1000) -> tuple[int, int | None]:
-        """Queues what is due; how many, and milliseconds until the next one (None: nothing waits)."""
-        fired, following = await self.call(scripts.FIRE, partition, self._longest(), most)
+        """Queues what is due, ends what is past its bound; how many, and milliseconds until the next one (or None)."""
+        fired, following = await self.call(scripts.FIRE, partition, most)
         return fired, None if following < 0 else following
 
     async def reap(self, partition: int, host: str, error: bytes, most: int = 500) -> int:
@@ -186,7 +187,7 @@ class Store:
         moved: int = 0
         while True:
             now, left = await self.call(
-                scripts.REAP, partition, self._longest(), host, most, self.settings.max_losses, error
+                scripts.REAP, partition, host, most, self.settings.max_losses, error
             )
             moved += now
             if not left:
@@ -197,17 +198,13 @@ class Store:
         arguments: list[Argument] = [host, reason]
         for run_id, fence in runs:
             arguments += (run_id, "" if fence is None else fence)
-        moved: int = await self.call(scripts.RELEASE, partition, 0, *arguments)
+        moved: int = await self.call(scripts.RELEASE, partition, *arguments)
         return moved
 
     async def owned(self, partition: int, host: str) -> set[str]:
         """The runs that the store holds to be this host's: after a lost answer to a claim, compare."""
         key = self.keys.of(partition, f"owned:{host}")
         return {member.decode() for member in await self.command(key, "SMEMBERS", key)}
-
-    async def reoffer(self, partition: int, most: int = 1000) -> int:
-        """Puts runs that nobody served back into the queue; how many."""
-        return int(await self.call(scripts.REOFFER, partition, 0, most))
 
     # Hosts and their leases
 
@@ -303,9 +300,6 @@ class Store:
                         _LOG.debug("closing a listener: %s", error)
             await asyncio.sleep(0.2)
             await self._topology.refresh()
-
-    def _longest(self) -> int:
-        return self.settings.retention.milliseconds_of("")
 
 
 def _server_ms(answer: list[bytes]) -> int:

@@ -20,16 +20,19 @@ while i <= #ARGV do
     local journal = base .. 'journal:' .. id
     local length = redis.call('LLEN', journal)
     if length == wanted then
-      redis.call('RPUSH', journal, unpack(ARGV, first, i - 1))
+      -- In parts: Lua's unpack has a limit of some 8,000 values.
+      for part = first, i - 1, 4000 do
+        redis.call('RPUSH', journal, unpack(ARGV, part, math.min(part + 3999, i - 1)))
+      end
       if finished > 0 then
         count(base .. 'counts', 'steps', finished)
         if rec[3] ~= '' then count(base .. 'batch:' .. rec[3], 'steps', finished) end
       end
-    elseif length < wanted then
+    end
+    if length < wanted then
       exceptions[#exceptions + 1] = id
       exceptions[#exceptions + 1] = 'GAP'
-    end
-    if rec[4] then
+    elseif rec[4] then
       exceptions[#exceptions + 1] = id
       exceptions[#exceptions + 1] = 'CANCEL'
     end

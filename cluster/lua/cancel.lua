@@ -18,10 +18,8 @@ local function cancel(id)
   end
   -- A child that ended a line above may have queued this run already: its state is read again.
   local state = redis.call('HGET', run, 'state')
-  redis.call('ZREM', KEYS[1], id)
-  redis.call('ZREM', base .. 'unserved', id)
+  unqueue(id)
   redis.call('ZREM', base .. 'waiting', id)
-  redis.call('ZREM', base .. 'timers', id)
   end_run(id, rec[2], state, 'cancelled', ARGV[2], '', '')
   return 'cancelled'
 end

@@ -4,11 +4,26 @@
 --   {left in the queue, {id, fence, agent, custom_id, batch, job, migrations, deadline, accepted_ms, parent,
 --   cancel, journal}, …}; deadline, parent and cancel may be ''.
 -- Invariant: a run is in one host's owned set, or in none; its fence rises with every claim. A run whose deadline or
---   max_wait has passed ends here instead, and one whose agent or version is not served is set aside with its reason.
+--   max_wait has passed ends here instead. One whose agent or version this host does not serve is set aside with its
+--   reason, and comes back to its place in the order as soon as a host claims that serves it.
 local host, limit = ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', base .. 'dead', host) then return 'FENCED' end
 local served = {}
 for i = 4, #ARGV, 2 do served[ARGV[i]] = ARGV[i + 1] end
+for _, need in ipairs(redis.call('SMEMBERS', base .. 'needs')) do
+  local agent, pinned = string.match(need, '^(.*)\n(.*)$')
+  if served[agent] and (pinned == '' or pinned == served[agent]) then
+    local back = redis.call('ZPOPMIN', base .. 'aside:' .. need, limit)
+    for i = 1, #back, 2 do
+      redis.call('ZREM', base .. 'unserved', back[i])
+      if redis.call('HGET', base .. 'run:' .. back[i], 'state') == 'queued' then
+        redis.call('ZADD', KEYS[1], back[i + 1], back[i])
+        redis.call('HSET', base .. 'run:' .. back[i], 'reason', 'queue')
+      end
+    end
+    if #back < 2 * limit then redis.call('SREM', base .. 'needs', need) end
+  end
+end
 local popped = redis.call('ZPOPMIN', KEYS[1], limit)
 local claims = {0}
 for i = 1, #popped, 2 do
@@ -17,18 +32,25 @@ for i = 1, #popped, 2 do
   local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
     'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel')
   local version = served[rec[2]]
+  local bounded = rec[7] ~= '' or rec[9] ~= ''
   if rec[1] ~= 'queued' then
     -- Only a record that has expired or been removed by hand can be here: it cannot be run.
   elseif rec[7] ~= '' and tonumber(rec[7]) <= now then
+    redis.call('ZREM', base .. 'timers', id)
     end_run(id, rec[4], 'queued', 'cancelled', 'deadline_exceeded', '', '')
   elseif rec[9] ~= '' and not rec[11] and rec[8] + rec[9] <= now then
+    redis.call('ZREM', base .. 'timers', id)
     end_run(id, rec[4], 'queued', 'shed', 'max_wait', '', '')
   elseif not version or (rec[10] and rec[10] ~= version) then
+    local need = need_of(rec[2], rec[10])
     redis.call('ZADD', base .. 'unserved', popped[i + 1], id)
+    redis.call('ZADD', base .. 'aside:' .. need, popped[i + 1], id)
+    redis.call('SADD', base .. 'needs', need)
     redis.call('HSET', run, 'reason', 'no host serves ' .. rec[2] .. '@' .. (rec[10] or '(any version)'))
   else
     local fence = redis.call('HINCRBY', run, 'fence', 1)
     redis.call('SADD', base .. 'owned:' .. host, id)
+    if bounded then redis.call('ZREM', base .. 'timers', id) end
     local journal = {}
     if rec[11] then
       go(id, rec[4], 'queued', 'running', 'host', host, 'reason', '')

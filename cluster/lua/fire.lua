@@ -1,21 +1,31 @@
--- fire: waiting runs whose time has come go back to the queue; those past their deadline are cancelled.
+-- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave the index.
 -- ARGV: retention; how many at most.
 -- Returns {fired, ms until the next one is due or -1}.
--- Invariant: a run fires at most once for one parking, whoever calls and how often.
+-- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
+--   deadline or max_wait for want of a host that claims it.
 local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
 for _, id in ipairs(due) do
   redis.call('ZREM', base .. 'timers', id)
-  redis.call('ZREM', base .. 'waiting', id)
-  local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline')
-  if rec[1] == 'waiting' then
-    if rec[4] ~= '' and tonumber(rec[4]) <= now then
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline', 'started_ms')
+  local state, late = rec[1], rec[4] and rec[4] ~= '' and tonumber(rec[4]) <= now
+  if state == 'waiting' then
+    redis.call('ZREM', base .. 'waiting', id)
+    if late then
       end_run(id, rec[2], 'waiting', 'cancelled', 'deadline_exceeded', '', '')
     else
       go(id, rec[2], 'waiting', 'queued', 'reason', 'timer due')
-      enqueue(id, rec[3])
+      enqueue(id, rec[3], rec[4])
+    end
+  elseif state == 'queued' and (late or not rec[5]) then
+    unqueue(id)
+    if late then
+      end_run(id, rec[2], 'queued', 'cancelled', 'deadline_exceeded', '', '')
+    else
+      end_run(id, rec[2], 'queued', 'shed', 'max_wait', '', '')
     end
   end
 end
+redis.call('ZREMRANGEBYSCORE', base .. 'ended', '-inf', now - retention())
 settle()
 local following = redis.call('ZRANGE', base .. 'timers', 0, 0, 'WITHSCORES')
 return {#due, following[2] and math.max(0, following[2] - now) or -1}

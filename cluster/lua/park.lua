@@ -25,7 +25,7 @@ while i <= #ARGV do
       end
       if ready then
         go(id, rec[3], 'waiting', 'queued', 'reason', 'child ended')
-        enqueue(id, rec[4])
+        enqueue(id, rec[4], rec[5])
       else
         redis.call('ZADD', base .. 'waiting', now, id)
         local wake = tonumber(due)

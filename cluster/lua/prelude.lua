@@ -1,13 +1,27 @@
 -- Shared by every partition script; ALLOWED and TERMINAL stand before it, generated from cluster/lifecycle.py.
 -- KEYS[1] is always "<name>:{pNN}:queue": it routes the call, and every other key of the partition is derived from
--- it, so all of them share its slot. ARGV[1] is always the retention of ended runs in milliseconds (0: keep).
+-- it, so all of them share its slot. ARGV[1] is always the retention of ended runs in milliseconds by state, as
+-- "succeeded,failed,cancelled,shed".
+-- Indices: queue (by order), unserved and aside:NEED (queued, but no host asked so far serves them), needs (which NEEDs
+-- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown, ended.
 local base = string.sub(KEYS[1], 1, -6)
 local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
-local retention = tonumber(ARGV[1])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local deltas, ended_batches, woken = {}, {}, false
+local kept
+
+-- How long a run that ended in this state stays readable; without a state, the longest of all.
+local function retention(state)
+  if not kept then
+    local succeeded, failed, cancelled, shed = string.match(ARGV[1], '^(%d+),(%d+),(%d+),(%d+)$')
+    kept = {succeeded = tonumber(succeeded), failed = tonumber(failed), cancelled = tonumber(cancelled),
+      shed = tonumber(shed)}
+  end
+  if state then return kept[state] end
+  return math.max(kept.succeeded, kept.failed, kept.cancelled, kept.shed)
+end
 
 -- Adds to a counter; one HINCRBY a field at the end of the script, however many runs it served.
 local function count(key, field, amount)
@@ -39,20 +53,36 @@ local function go(id, batch, from, to, ...)
   count_state(batch, from, to)
 end
 
--- Puts a run into the queue at the place that its order gives.
-local function enqueue(id, order)
+-- Puts a run into the queue at the place that its order gives, and its bound into the timers.
+local function enqueue(id, order, bound)
   redis.call('ZADD', base .. 'queue', order, id)
+  if bound and bound ~= '' then redis.call('ZADD', base .. 'timers', bound, id) end
   woken = true
+end
+
+-- Which hosts a queued run needs: those that serve its agent, in its version once it has been started.
+local function need_of(agent, pinned) return agent .. '\n' .. (pinned or '') end
+
+-- Takes a queued run out of every index that it may be in.
+local function unqueue(id)
+  redis.call('ZREM', base .. 'queue', id)
+  redis.call('ZREM', base .. 'timers', id)
+  if redis.call('ZREM', base .. 'unserved', id) == 1 then
+    local rec = redis.call('HMGET', base .. 'run:' .. id, 'agent', 'pinned')
+    local need = need_of(rec[1], rec[2])
+    redis.call('ZREM', base .. 'aside:' .. need, id)
+    if redis.call('EXISTS', base .. 'aside:' .. need) == 0 then redis.call('SREM', base .. 'needs', need) end
+  end
 end
 
 -- What a parent does when one of its children has ended: a waiting parent is queued, a running one's host is told.
 local function tell_parent(parent)
-  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'state', 'batch', 'order', 'host')
+  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'state', 'batch', 'order', 'host', 'deadline')
   if rec[1] == 'waiting' then
     redis.call('ZREM', base .. 'waiting', parent)
     redis.call('ZREM', base .. 'timers', parent)
     go(parent, rec[2], 'waiting', 'queued', 'reason', 'child ended')
-    enqueue(parent, rec[3])
+    enqueue(parent, rec[3], rec[5])
   elseif rec[1] == 'running' then
     redis.call('PUBLISH', name .. ':host:' .. rec[4], 'child ' .. parent)
   end
@@ -63,11 +93,10 @@ local function end_run(id, batch, from, to, reason, output, failure)
   local run = base .. 'run:' .. id
   go(id, batch, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
   redis.call('ZADD', base .. 'ended', now, id)
-  if retention > 0 then
-    redis.call('PEXPIRE', run, retention)
-    redis.call('PEXPIRE', base .. 'journal:' .. id, retention)
-    redis.call('PEXPIRE', base .. 'children:' .. id, retention)
-  end
+  local keep = retention(to)
+  redis.call('PEXPIRE', run, keep)
+  redis.call('PEXPIRE', base .. 'journal:' .. id, keep)
+  redis.call('PEXPIRE', base .. 'children:' .. id, keep)
   local parent = redis.call('HGET', run, 'parent')
   if parent then tell_parent(parent) end
 end
@@ -80,9 +109,14 @@ local function settle()
     end
   end
   for batch, amount in pairs(ended_batches) do
-    if retention > 0 then
-      redis.call('PEXPIRE', base .. 'batch:' .. batch, retention)
-      redis.call('PEXPIRE', base .. 'batch:' .. batch .. ':runs', retention)
+    -- A batch is forgotten when all of it is over, and not while one of its runs sleeps for a month.
+    local key, left = base .. 'batch:' .. batch, 0
+    for _, held in ipairs(redis.call('HMGET', key, 'queued', 'running', 'waiting', 'confirmation_unknown')) do
+      left = left + (tonumber(held or 0))
+    end
+    if left == 0 then
+      redis.call('PEXPIRE', key, retention())
+      redis.call('PEXPIRE', key .. ':runs', retention())
     end
     redis.call('PUBLISH', name .. ':batch:' .. batch, amount)
   end

@@ -9,7 +9,8 @@ local owned = base .. 'owned:' .. host
 local ids = redis.call('SPOP', owned, limit)
 for _, id in ipairs(ids) do
   local run = base .. 'run:' .. id
-  local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'losses', 'mark', 'migrations')
+  local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'losses', 'mark', 'migrations',
+    'deadline')
   if rec[1] == 'running' and rec[4] == host then
     redis.call('HINCRBY', run, 'fence', 1)
     local length = redis.call('LLEN', base .. 'journal:' .. id)
@@ -24,7 +25,7 @@ for _, id in ipairs(ids) do
     if losses >= max_losses then
       end_run(id, rec[2], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
     else
-      enqueue(id, rec[3])
+      enqueue(id, rec[3], rec[8])
     end
   end
 end

@@ -35,11 +35,18 @@ for i = 5, #ARGV, 8 do
       redis.call('RPUSH', batch_key .. ':runs', id)
     end
     count_state(batch, nil, 'queued')
-    enqueue(id, order)
+    local bound, longest_wait = tonumber(deadline), tonumber(ARGV[i + 7])
+    if longest_wait and (not bound or now + longest_wait < bound) then bound = now + longest_wait end
+    enqueue(id, order, bound)
     made = made + 1
     answers[#answers + 1] = 1
   end
 end
-if made > 0 and batch ~= '' then count(batch_key, 'total', made) end
+if made > 0 and batch ~= '' then
+  count(batch_key, 'total', made)
+  -- A batch that was over, and was to be forgotten, goes on.
+  redis.call('PERSIST', batch_key)
+  redis.call('PERSIST', batch_key .. ':runs')
+end
 settle()
 return answers
