@@ -61,7 +61,7 @@ class Attempts:
         *,
         run_id: str,
         step: str,
-        key: str,
+        key: Callable[[], str],
         tenant: str,
         repeated: bool,
         lease_renewed: Callable[[], Awaitable[None]],
@@ -73,7 +73,7 @@ class Attempts:
             values: its validated arguments.
             run_id: the run that asks.
             step: the path of the step.
-            key: the step's idempotency key.
+            key: makes the step's idempotency key; most tools never ask for it.
             tenant: the run's tenant.
             repeated: an earlier owner may have sent this effect already.
             lease_renewed: returns when this host may start something; awaited before each further attempt, so that a
@@ -86,10 +86,7 @@ class Attempts:
         attempt = 0
         while True:
             attempt += 1
-            started = clock()
-            call = ToolCall(
-                tool.name, run_id, step, attempt, key, options.timeout_s, tenant, clock, started + options.timeout_s
-            )
+            call = ToolCall(tool.name, run_id, step, attempt, key, options.timeout_s, tenant, clock)
             try:
                 async with asyncio.timeout(options.timeout_s):
                     if tool.is_async and options.resources is None:
@@ -156,8 +153,8 @@ def run_by_path(module: str, qualname: str, facts: dict[str, Any], values: list[
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
-    started = time.monotonic()
-    tool_call = ToolCall(**facts, _clock=time.monotonic, _deadline=started + facts["timeout_s"])
+    key = facts.pop("key")
+    tool_call = ToolCall(**facts, key=lambda: key, clock=time.monotonic)
     function = found.function
     return asyncio.run(function(tool_call, *values)) if found.is_async else function(tool_call, *values)
 
@@ -165,8 +162,8 @@ def run_by_path(module: str, qualname: str, facts: dict[str, Any], values: list[
 async def _ray_task(tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> Any:
     import ray
 
-    known = ("tool", "run_id", "step", "attempt", "idempotency_key", "timeout_s", "tenant")
-    facts = {name: getattr(call, name) for name in known}
+    known = ("tool", "run_id", "step", "attempt", "timeout_s", "tenant")
+    facts = {name: getattr(call, name) for name in known} | {"key": call.idempotency_key}
     remote = ray.remote(run_by_path).options(max_retries=0, **(tool.options.resources or {}))
     reference = remote.remote(tool.__module__, tool.__qualname__, facts, values)
     try:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from actors.core.outcome import Risk
@@ -23,23 +23,45 @@ O_co = TypeVar("O_co", covariant=True)
 DEFAULT_TIMEOUT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What a tool knows of the call it serves.
+    """What a tool knows of the call it serves. Read it; do not change it.
 
-    ``idempotency_key`` is the same for every attempt of the step, on every host: hand it to the remote side.
-    ``timeout_s`` is what this attempt has, from its start.
+    Attributes:
+        tool: the tool's name.
+        run_id: the run that asks.
+        step: the path of the step in the run.
+        attempt: which attempt of the step this is, from 1, on this host.
+        timeout_s: what this attempt has, from its start.
+        tenant: the run's tenant.
     """
 
-    tool: str
-    run_id: str
-    step: str
-    attempt: int
-    idempotency_key: str
-    timeout_s: float
-    tenant: str
-    _clock: Callable[[], float] = field(repr=False)
-    _deadline: float = field(repr=False)
+    __slots__ = ("_clock", "_deadline", "_key", "attempt", "run_id", "step", "tenant", "timeout_s", "tool")
+
+    def __init__(
+        self,
+        tool: str,
+        run_id: str,
+        step: str,
+        attempt: int,
+        key: Callable[[], str],
+        timeout_s: float,
+        tenant: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.tool = tool
+        self.run_id = run_id
+        self.step = step
+        self.attempt = attempt
+        self.timeout_s = timeout_s
+        self.tenant = tenant
+        self._key = key
+        self._clock = clock
+        self._deadline = clock() + timeout_s
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of the step, on every host: hand it to the remote side."""
+        return self._key()
 
     def remaining_s(self) -> float:
         """Seconds until this attempt's deadline; never negative. Pass it on to whatever is called."""

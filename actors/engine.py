@@ -1,6 +1,7 @@
 """The run engine's shell: drives one claimed run on a host's event loop, step by step, from replay to its end."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -176,7 +177,8 @@ class RunEngine:
             if effect:
                 await self._intend(path, tool, args_digest, entry, started_ms)
             outcome = await self.services.attempts.perform(
-                tool, values, run_id=self.claim.id, step=path, key=self._key(path, tool.name, args_digest),
+                tool, values, run_id=self.claim.id, step=path,
+                key=functools.partial(self._key, path, tool.name, args_digest),
                 tenant=self.job.tenant, repeated=entry is not None, lease_renewed=self.services.lease_renewed,
             )  # fmt: skip
             if outcome.unknown:

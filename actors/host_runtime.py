@@ -14,6 +14,7 @@ from actors.attempts import Attempts
 from actors.committer import Committer
 from actors.engine import RunEngine
 from actors.journal import encode_error
+from actors.placement import home_partitions
 from actors.registry import App
 from actors.watch import Watch
 from actors.watchdog import Watchdog
@@ -56,6 +57,7 @@ class HostRuntime:
         self._listening: asyncio.Task[None] | None = None
         self._watch = Watch(settings.watch_address, self._peer_died)
         self._watched: tuple[str, ...] = ()
+        self._home: frozenset[int] = frozenset()
         self._watch_at: tuple[str, int] = ("", 0)
         self._reaping: set[str] = set()
         self._fires: dict[int, asyncio.TimerHandle] = {}
@@ -155,6 +157,7 @@ class HostRuntime:
                 self._keep(self.drain())
             else:
                 self._poke(self.store.partitions)
+        self._home = home_partitions(self.host, beat.live, len(self.store.partitions))
         if beat.live != self._watched:
             await self._watch_others(beat.live)
 
@@ -218,7 +221,8 @@ class HostRuntime:
 
     async def _claim_some(self, free: int) -> None:
         """Asks as many partitions at once as there is room to fill; each keeps its place until it is found empty."""
-        partitions = list(self._dirty)[: max(1, free // _CLAIM_WORTH)]
+        home = [partition for partition in self._dirty if partition in self._home]
+        partitions = (home or list(self._dirty))[: max(1, free // _CLAIM_WORTH)]
         most = max(1, min(_CLAIM_MOST, free // len(partitions)))
         for partition in partitions:
             del self._dirty[partition]

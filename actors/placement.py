@@ -16,6 +16,21 @@ class Place:
         return f"host-{self.node[:8]}-{self.index}"
 
 
+def home_partitions(me: str, live: tuple[str, ...], partitions: int) -> frozenset[int]:
+    """The partitions that a host claims from first; together the living hosts' homes are all of them.
+
+    A host that mostly serves few partitions writes to few, and a group commit is the cheaper the fewer it spans. It
+    is a preference: when its homes are empty a host claims anywhere. With more hosts than partitions some share one.
+    """
+    hosts = sorted(live)
+    if me not in hosts:
+        return frozenset(range(partitions))
+    rank = hosts.index(me)
+    if len(hosts) >= partitions:
+        return frozenset({rank % partitions})
+    return frozenset(range(rank, partitions, len(hosts)))
+
+
 @dataclass(frozen=True)
 class Changes:
     """What the supervisor has to do."""

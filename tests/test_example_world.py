@@ -388,7 +388,7 @@ async def test_a_tool_that_fails_says_what_is_known(
     monkeypatch.setenv("OPENAI_BASE_URL", f"{world.url}/v1" if fault else f"{world.url}/nowhere")
     order = Order.model_validate_json(world.http.get("/orders/O-501").content)
     ticket = Ticket(ticket_id="T-501", order_id=order.order_id, message="It is broken.")
-    call = ToolCall("tool", "run", "1", 1, f"tool-{fault}", 5.0, "default", time.monotonic, time.monotonic() + 5)
+    call = ToolCall("tool", "run", "1", 1, lambda: f"tool-{fault}", 5.0, "default", time.monotonic)
     faults = {fault: 1.0} if fault else {}
     world.set_faults(orders=faults, model=faults, refunds=faults)
     with pytest.raises(known):
