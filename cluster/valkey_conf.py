@@ -43,6 +43,9 @@ SETTINGS: dict[str, str] = {
     "aof-use-rdb-preamble": "yes",
     "aof-load-truncated": "yes",
     "maxmemory-policy": "noeviction",
+    # A rewrite of the log takes a core for its time, and compressing its snapshot is most of that.
+    "auto-aof-rewrite-min-size": "512mb",
+    "rdbcompression": "no",
 }
 # What makes the server ours, safe and durable is not for `extra_settings` to change.
 FIXED_SETTINGS = frozenset(

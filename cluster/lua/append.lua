@@ -18,12 +18,16 @@ while i <= #ARGV do
     exceptions[#exceptions + 1] = 'STALE'
   else
     local journal = base .. 'journal:' .. id
-    local length = redis.call('LLEN', journal)
-    if length == wanted then
-      -- In parts: Lua's unpack has a limit of some 8,000 values.
-      for part = first, i - 1, 4000 do
-        redis.call('RPUSH', journal, unpack(ARGV, part, math.min(part + 3999, i - 1)))
-      end
+    -- Appended in the belief that just those entries are there that the owner knows of, and taken back where that is
+    -- wrong: it is right but for calls that are sent again. In parts: Lua's unpack has a limit of some 8,000 values.
+    local length
+    for part = first, i - 1, 4000 do
+      length = redis.call('RPUSH', journal, unpack(ARGV, part, math.min(part + 3999, i - 1)))
+    end
+    length = length - new
+    if length ~= wanted then
+      redis.call('RPOP', journal, new)
+    else
       if finished > 0 then
         count(base .. 'counts', 'steps', finished)
         if rec[3] ~= '' then count(base .. 'batch:' .. rec[3], 'steps', finished) end

@@ -17,10 +17,10 @@ local function cancel(id)
     return 'asked'
   end
   -- A child that ended a line above may have queued this run already: its state is read again.
-  local state = redis.call('HGET', run, 'state')
+  local fresh = redis.call('HMGET', run, 'state', 'version', 'parent')
   unqueue(id)
   redis.call('ZREM', base .. 'waiting', id)
-  end_run(id, rec[2], state, 'cancelled', ARGV[2], '', '')
+  end_run(id, rec[2], fresh[2], fresh[3], fresh[1], 'cancelled', ARGV[2], '', '')
   return 'cancelled'
 end
 for i = 3, #ARGV do answers[#answers + 1] = cancel(ARGV[i]) end

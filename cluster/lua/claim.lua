@@ -30,17 +30,17 @@ for i = 1, #popped, 2 do
   local id = popped[i]
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
-    'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel')
+    'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence')
   local version = served[rec[2]]
   local bounded = rec[7] ~= '' or rec[9] ~= ''
   if rec[1] ~= 'queued' then
     -- Only a record that has expired or been removed by hand can be here: it cannot be run.
   elseif rec[7] ~= '' and tonumber(rec[7]) <= now then
     redis.call('ZREM', base .. 'timers', id)
-    end_run(id, rec[4], 'queued', 'cancelled', 'deadline_exceeded', '', '')
+    end_run(id, rec[4], rec[14], rec[12], 'queued', 'cancelled', 'deadline_exceeded', '', '')
   elseif rec[9] ~= '' and not rec[11] and rec[8] + rec[9] <= now then
     redis.call('ZREM', base .. 'timers', id)
-    end_run(id, rec[4], 'queued', 'shed', 'max_wait', '', '')
+    end_run(id, rec[4], rec[14], rec[12], 'queued', 'shed', 'max_wait', '', '')
   elseif not version or (rec[10] and rec[10] ~= version) then
     local need = need_of(rec[2], rec[10])
     redis.call('ZADD', base .. 'unserved', popped[i + 1], id)
@@ -48,15 +48,16 @@ for i = 1, #popped, 2 do
     redis.call('SADD', base .. 'needs', need)
     redis.call('HSET', run, 'reason', 'no host serves ' .. rec[2] .. '@' .. (rec[10] or '(any version)'))
   else
-    local fence = redis.call('HINCRBY', run, 'fence', 1)
+    local fence = rec[15] + 1
     redis.call('SADD', base .. 'owned:' .. host, id)
     if bounded then redis.call('ZREM', base .. 'timers', id) end
     local journal = {}
     if rec[11] then
-      go(id, rec[4], 'queued', 'running', 'host', host, 'reason', '')
+      go(id, rec[4], rec[14], 'queued', 'running', 'fence', fence, 'host', host, 'reason', '')
       journal = redis.call('LRANGE', base .. 'journal:' .. id, 0, -1)
     else
-      go(id, rec[4], 'queued', 'running', 'host', host, 'reason', '', 'pinned', version, 'started_ms', now)
+      go(id, rec[4], rec[14], 'queued', 'running', 'fence', fence, 'host', host, 'reason', '', 'pinned', version,
+        'started_ms', now)
     end
     claims[#claims + 1] = {id, fence, rec[2], rec[3], rec[4], rec[5], rec[6] or 0, rec[7], rec[8], rec[12] or '',
       rec[13] or '', journal}

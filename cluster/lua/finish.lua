@@ -5,13 +5,13 @@
 local exceptions = {}
 for i = 2, #ARGV, 7 do
   local id, state = ARGV[i], ARGV[i + 3]
-  local rec = redis.call('HMGET', base .. 'run:' .. id, 'fence', 'state', 'batch')
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'fence', 'state', 'batch', 'version', 'parent')
   if rec[1] == ARGV[i + 1] and rec[2] == 'running' then
     redis.call('SREM', base .. 'owned:' .. ARGV[i + 2], id)
     if TERMINAL[state] then
-      end_run(id, rec[3], 'running', state, ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
+      end_run(id, rec[3], rec[4], rec[5], 'running', state, ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
     else
-      go(id, rec[3], 'running', state, 'reason', ARGV[i + 4], 'error', ARGV[i + 6])
+      go(id, rec[3], rec[4], 'running', state, 'reason', ARGV[i + 4], 'error', ARGV[i + 6])
       redis.call('ZADD', base .. 'unknown', now, id)
     end
   elseif rec[1] ~= ARGV[i + 1] or rec[2] ~= state then

@@ -6,22 +6,23 @@
 local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
 for _, id in ipairs(due) do
   redis.call('ZREM', base .. 'timers', id)
-  local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline', 'started_ms')
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline', 'started_ms',
+    'version', 'parent')
   local state, late = rec[1], rec[4] and rec[4] ~= '' and tonumber(rec[4]) <= now
   if state == 'waiting' then
     redis.call('ZREM', base .. 'waiting', id)
     if late then
-      end_run(id, rec[2], 'waiting', 'cancelled', 'deadline_exceeded', '', '')
+      end_run(id, rec[2], rec[6], rec[7], 'waiting', 'cancelled', 'deadline_exceeded', '', '')
     else
-      go(id, rec[2], 'waiting', 'queued', 'reason', 'timer due')
+      go(id, rec[2], rec[6], 'waiting', 'queued', 'reason', 'timer due')
       enqueue(id, rec[3], rec[4])
     end
   elseif state == 'queued' and (late or not rec[5]) then
     unqueue(id)
     if late then
-      end_run(id, rec[2], 'queued', 'cancelled', 'deadline_exceeded', '', '')
+      end_run(id, rec[2], rec[6], rec[7], 'queued', 'cancelled', 'deadline_exceeded', '', '')
     else
-      end_run(id, rec[2], 'queued', 'shed', 'max_wait', '', '')
+      end_run(id, rec[2], rec[6], rec[7], 'queued', 'shed', 'max_wait', '', '')
     end
   end
 end

@@ -10,21 +10,21 @@ while i <= #ARGV do
   local first = i
   i = i + 6 + children
   local run = base .. 'run:' .. id
-  local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel')
+  local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel', 'version')
   if rec[1] == ARGV[first + 1] and rec[2] == 'running' then
     if rec[6] then
       exceptions[#exceptions + 1] = id
       exceptions[#exceptions + 1] = 'CANCEL'
     else
       redis.call('SREM', base .. 'owned:' .. ARGV[first + 2], id)
-      go(id, rec[3], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due)
+      go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due)
       local ready = false
       for child = first + 6, i - 1 do
         local state = redis.call('HGET', base .. 'run:' .. ARGV[child], 'state')
         if not state or TERMINAL[state] then ready = true end
       end
       if ready then
-        go(id, rec[3], 'waiting', 'queued', 'reason', 'child ended')
+        go(id, rec[3], rec[7] + 1, 'waiting', 'queued', 'reason', 'child ended')
         enqueue(id, rec[4], rec[5])
       else
         redis.call('ZADD', base .. 'waiting', now, id)

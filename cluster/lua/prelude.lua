@@ -42,14 +42,13 @@ local function count_state(batch, from, to)
   end
 end
 
--- Moves a run along one row of the table; an error for any other pair, since that is a defect of ours.
-local function go(id, batch, from, to, ...)
+-- Moves a run along one row of the table; an error for any other pair, since that is a defect of ours. `version` is
+-- the state version that the caller has read.
+local function go(id, batch, version, from, to, ...)
   if not ALLOWED[from .. '>' .. to] then
     return error('penstock: run ' .. id .. ' may not go from ' .. from .. ' to ' .. to)
   end
-  local run = base .. 'run:' .. id
-  redis.call('HSET', run, 'state', to, 'since', now, ...)
-  redis.call('HINCRBY', run, 'version', 1)
+  redis.call('HSET', base .. 'run:' .. id, 'state', to, 'version', version + 1, 'since', now, ...)
   count_state(batch, from, to)
 end
 
@@ -77,27 +76,27 @@ end
 
 -- What a parent does when one of its children has ended: a waiting parent is queued, a running one's host is told.
 local function tell_parent(parent)
-  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'state', 'batch', 'order', 'host', 'deadline')
+  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'state', 'batch', 'order', 'host', 'deadline',
+    'version')
   if rec[1] == 'waiting' then
     redis.call('ZREM', base .. 'waiting', parent)
     redis.call('ZREM', base .. 'timers', parent)
-    go(parent, rec[2], 'waiting', 'queued', 'reason', 'child ended')
+    go(parent, rec[2], rec[6], 'waiting', 'queued', 'reason', 'child ended')
     enqueue(parent, rec[3], rec[5])
   elseif rec[1] == 'running' then
     redis.call('PUBLISH', name .. ':host:' .. rec[4], 'child ' .. parent)
   end
 end
 
--- Ends a run: state, outcome, index, expiry, its parent. The caller has taken it out of where it was.
-local function end_run(id, batch, from, to, reason, output, failure)
+-- Ends a run: state, outcome, index, expiry, its parent (false: none). The caller has taken it out of where it was.
+local function end_run(id, batch, version, parent, from, to, reason, output, failure)
   local run = base .. 'run:' .. id
-  go(id, batch, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
+  go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
   redis.call('ZADD', base .. 'ended', now, id)
   local keep = retention(to)
   redis.call('PEXPIRE', run, keep)
   redis.call('PEXPIRE', base .. 'journal:' .. id, keep)
   redis.call('PEXPIRE', base .. 'children:' .. id, keep)
-  local parent = redis.call('HGET', run, 'parent')
   if parent then tell_parent(parent) end
 end
 

@@ -10,7 +10,7 @@ local ids = redis.call('SPOP', owned, limit)
 for _, id in ipairs(ids) do
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'losses', 'mark', 'migrations',
-    'deadline')
+    'deadline', 'version', 'parent')
   if rec[1] == 'running' and rec[4] == host then
     redis.call('HINCRBY', run, 'fence', 1)
     local length = redis.call('LLEN', base .. 'journal:' .. id)
@@ -21,9 +21,9 @@ for _, id in ipairs(ids) do
       count(base .. 'batch:' .. rec[2], 'migrations', 1)
       if not rec[7] then count(base .. 'batch:' .. rec[2], 'migrated_runs', 1) end
     end
-    go(id, rec[2], 'running', 'queued', 'reason', 'host ' .. host .. ' was lost', 'losses', losses, 'mark', length)
+    go(id, rec[2], rec[9], 'running', 'queued', 'reason', 'host ' .. host .. ' was lost', 'losses', losses, 'mark', length)
     if losses >= max_losses then
-      end_run(id, rec[2], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
+      end_run(id, rec[2], rec[9] + 1, rec[10], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
     else
       enqueue(id, rec[3], rec[8])
     end

@@ -12,7 +12,10 @@ if parent ~= '' then
 end
 local answers = {}
 local batch_key = base .. 'batch:' .. batch
-local made = 0
+local made, jobs = 0, (#ARGV - 4) / 8
+-- Class first, then arrival: a counter and not the clock, so that jobs of one millisecond keep their order.
+local arrival = redis.call('HINCRBY', base .. 'counts', 'arrivals', jobs) - jobs
+local queued, ids = {}, {}
 for i = 5, #ARGV, 8 do
   local id = ARGV[i]
   local run = base .. 'run:' .. id
@@ -22,8 +25,7 @@ for i = 5, #ARGV, 8 do
   else
     local deadline = ARGV[i + 6]
     if string.sub(deadline, 1, 1) == '+' then deadline = now + tonumber(string.sub(deadline, 2)) end
-    -- Class first, then arrival: a counter and not the clock, so that jobs of one millisecond keep their order.
-    local arrival = redis.call('HINCRBY', base .. 'counts', 'arrivals', 1)
+    arrival = arrival + 1
     local order = string.format('%.0f', tonumber(ARGV[i + 3]) * 281474976710656 + arrival)
     redis.call('HSET', run, 'state', 'queued', 'version', 2, 'since', now, 'fence', 0, 'agent', ARGV[i + 2],
       'batch', batch, 'custom_id', ARGV[i + 1], 'digest', ARGV[i + 4], 'job', ARGV[i + 5], 'order', order,
@@ -31,17 +33,25 @@ for i = 5, #ARGV, 8 do
     if parent ~= '' then
       redis.call('HSET', run, 'parent', parent)
       redis.call('SADD', base .. 'children:' .. parent, id)
-    else
-      redis.call('RPUSH', batch_key .. ':runs', id)
     end
     count_state(batch, nil, 'queued')
     local bound, longest_wait = tonumber(deadline), tonumber(ARGV[i + 7])
     if longest_wait and (not bound or now + longest_wait < bound) then bound = now + longest_wait end
-    enqueue(id, order, bound)
+    if bound then redis.call('ZADD', base .. 'timers', bound, id) end
+    queued[#queued + 1] = order
+    queued[#queued + 1] = id
     made = made + 1
+    ids[made] = id
     answers[#answers + 1] = 1
   end
 end
+-- In parts: Lua's unpack has a limit of some 8,000 values.
+for part = 1, made, 2000 do
+  local last = math.min(part + 1999, made)
+  redis.call('ZADD', KEYS[1], unpack(queued, 2 * part - 1, 2 * last))
+  if batch ~= '' then redis.call('RPUSH', batch_key .. ':runs', unpack(ids, part, last)) end
+end
+woken = made > 0
 if made > 0 and batch ~= '' then
   count(batch_key, 'total', made)
   -- A batch that was over, and was to be forgotten, goes on.
