@@ -25,7 +25,7 @@ class RetryPolicy(BaseModel):
     attempt starts later than that after the first one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     initial_interval: float = Field(default=0.1, gt=0)
     backoff_coefficient: float = Field(default=2.0, ge=1)
@@ -35,8 +35,10 @@ class RetryPolicy(BaseModel):
 
     def bound(self, attempt: int) -> float:
         """The longest pause after the given attempt (1 is the first), in seconds."""
-        # The exponent is clamped so that a large attempt number cannot overflow.
-        return min(self.maximum_interval, self.initial_interval * self.backoff_coefficient ** min(attempt - 1, 64))
+        try:
+            return min(self.maximum_interval, self.initial_interval * self.backoff_coefficient ** (attempt - 1))
+        except OverflowError:
+            return self.maximum_interval
 
     def pause(self, attempt: int, elapsed: float, draw: float) -> float | None:
         """Seconds to wait after a failed attempt, or None when it was the last one.

@@ -74,13 +74,19 @@ class Settings(BaseSettings):
         """Settings from arguments, then the environment, then the running local deployment's file.
 
         The deployment file is only asked for what neither arguments nor environment say, so that a plain
-        ``penstock status`` finds the deployment that ``penstock up`` started.
+        ``penstock status`` finds the deployment that ``penstock up`` started. It says nothing of another store than
+        its own.
+
+        Raises:
+            ValueError: a value is not valid, or the deployment file is no JSON.
         """
         settings = cls(**overrides)
         recorded = read_deployment(settings.home)
         if recorded is None:
             return settings
         said = settings.model_fields_set
+        if settings.redis_url is not None and settings.redis_url.get_secret_value() != recorded.get("redis_url"):
+            return settings
         fill = {
             field: recorded[field]
             for field in ("redis_url", "name", "partitions")
@@ -95,7 +101,11 @@ def deployment_file(home: Path) -> Path:
 
 
 def read_deployment(home: Path) -> dict[str, Any] | None:
-    """The local deployment's record, or None where none is running."""
+    """The local deployment's record, or None where none is running.
+
+    Raises:
+        ValueError: the file is there and is no JSON.
+    """
     try:
         recorded: dict[str, Any] = json.loads(deployment_file(home).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -6,8 +6,12 @@ partition, so that ending the child and waking the parent is one script call.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
+
+_RUN_ID: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{24}")
 
 
 def digest(*parts: bytes | str) -> str:
@@ -37,7 +41,7 @@ def partition_of(run_id: str) -> int:
     Raises:
         ValueError: the text is no run id.
     """
-    if len(run_id) != 27 or run_id[2] != "-":
+    if not _RUN_ID.fullmatch(run_id):
         raise ValueError(f"{run_id!r} is no run id: expected two hex digits, a dash and 24 hex digits")
     return int(run_id[:2], 16)
 

@@ -34,6 +34,9 @@ Argument: TypeAlias = bytes | str | int
 _LOG: Final = logging.getLogger("penstock.store")
 _RECONNECT_FIRST_S: Final = 0.02
 _RECONNECT_MOST_S: Final = 0.5
+_FAILED_CONNECTS: Final = 4
+# Disk trouble, a script that runs for too long, too few replicas: states of the server and not faults of the call.
+_PASSING: Final = ("MISCONF", "BUSY ", "NOREPLICAS")
 _TRANSACTION_BYTES: Final = 512 * 1024
 _MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
@@ -52,13 +55,14 @@ class Moved(Exception):
 class _Call:
     """One command on its way: its packed bytes, who waits for it, and the script to load if the server lacks it."""
 
-    __slots__ = ("expires", "future", "packed", "script")
+    __slots__ = ("alone", "expires", "future", "packed", "script")
 
     def __init__(self, packed: bytes, future: "asyncio.Future[Any]", script: Script | None, expires: float) -> None:
         self.packed = packed
         self.future = future
         self.script = script
         self.expires = expires
+        self.alone = script is None
 
 
 class _Unit:
@@ -84,7 +88,7 @@ def _units(calls: list[_Call], *, transactions: bool) -> Iterator[_Unit]:
     group: list[_Call] = []
     size = 0
     for call in calls:
-        alone = not transactions or call.script is None
+        alone = call.alone or not transactions
         if group and (alone or size + len(call.packed) > _TRANSACTION_BYTES):
             yield _Unit(group)
             group, size = [], 0
@@ -112,6 +116,8 @@ class Lane:
         transactions: wrap the script calls of one write into a transaction. A server reads a connection in small
             pieces and syncs its log after each piece that wrote something; a transaction is synced once, as a whole.
             A server in cluster mode has no transactions over several slots.
+        elsewhere: another server may take this one's place (cluster mode): when it cannot be reached, calls raise
+            :class:`Moved`, so that they can be routed anew.
         on_reconnected: called after every connect but the first.
     """
 
@@ -123,6 +129,7 @@ class Lane:
         answer_timeout_s: float = 5.0,
         in_flight: int = 2,
         transactions: bool = False,
+        elsewhere: bool = False,
         on_reconnected: Callable[[], None] | None = None,
     ) -> None:
         self._connect = connect
@@ -130,6 +137,7 @@ class Lane:
         self._answer_timeout_s = answer_timeout_s
         self._in_flight = in_flight
         self._transactions = transactions
+        self._elsewhere = elsewhere
         self._on_reconnected = on_reconnected
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Call] = []
@@ -167,13 +175,14 @@ class Lane:
         """Keeps the connection, until closed."""
         delay_s = _RECONNECT_FIRST_S
         first = True
+        failures = 0
         while not self._closed:
             connection = self._connect()
             try:
                 async with asyncio.timeout(self._answer_timeout_s):
                     await connection.connect()  # type: ignore[no-untyped-call]
                 self._repeat_unanswered()
-                delay_s = _RECONNECT_FIRST_S
+                delay_s, failures = _RECONNECT_FIRST_S, 0
                 if not first and self._on_reconnected is not None:
                     self._on_reconnected()
                 first = False
@@ -184,10 +193,16 @@ class Lane:
             except* (RedisError, OSError, EOFError) as errors:
                 self._problem = "; ".join(f"{type(error).__name__}: {error}" for error in errors.exceptions)
                 _LOG.debug("connection to the store lost: %s", self._problem)
+                failures += 1
+            except* Exception:
+                # A defect of ours must not leave callers without an answer for ever.
+                _LOG.exception("the connection to the store failed")
             finally:
                 with contextlib.suppress(Exception):
                     await connection.disconnect(nowait=True)
             self._fail_expired()
+            if self._elsewhere and failures >= _FAILED_CONNECTS:
+                self._fail_all(Moved, f"a node of the store's cluster cannot be reached ({self._problem})")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RECONNECT_MOST_S)
 
@@ -232,8 +247,7 @@ class Lane:
             if len(unit.calls) == 1:
                 self._settle(unit.calls[0], answer)
             elif isinstance(answer, ResponseError):
-                for call in unit.calls:
-                    self._settle(call, answer)
+                self._repeat_alone(unit.calls)
             else:
                 for call, own in zip(unit.calls, answer, strict=True):
                     self._settle(call, own)
@@ -245,6 +259,13 @@ class Lane:
             self._refuse(call, answer)
         elif not call.future.done():
             call.future.set_result(answer)
+
+    def _repeat_alone(self, calls: list[_Call]) -> None:
+        """A transaction was refused as a whole (at the memory limit, say): each call gets an answer of its own."""
+        for call in calls:
+            call.alone = True
+        self._waiting[:0] = [call for call in calls if not call.future.done()]
+        self._wanted.set()
 
     async def _watch(self) -> None:
         """Gives the connection up when the server has been silent for too long."""
@@ -277,6 +298,8 @@ class Lane:
             call.future.set_exception(Moved(text))
         elif isinstance(error, OutOfMemoryError) or "OOM" in text:
             call.future.set_exception(StoreFull("the store is at its memory limit (maxmemory) and refuses writes"))
+        elif text.startswith(_PASSING):
+            call.future.set_exception(StoreUnavailable(f"the store takes no writes at present: {text}"))
         else:
             call.future.set_exception(error)
 
@@ -289,16 +312,19 @@ class Lane:
             if call.expires <= now and not call.future.done():
                 call.future.set_exception(StoreUnavailable(f"the store did not answer in time ({self._problem})"))
 
+    def _fail_all(self, error: type[Exception], text: str) -> None:
+        for call in self._unanswered():
+            if not call.future.done():
+                call.future.set_exception(error(text))
+                call.future.exception()
+
     async def close(self) -> None:
         """Closes the connection; what is unanswered fails with :class:`StoreUnavailable`."""
         self._closed = True
         self._runner.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._runner
-        for call in self._unanswered():
-            if not call.future.done():
-                call.future.set_exception(StoreUnavailable("this connection to the store has been closed"))
-                call.future.exception()
+        self._fail_all(StoreUnavailable, "this connection to the store has been closed")
 
 
 def _look(done: "asyncio.Future[Any]") -> None:

@@ -1,17 +1,18 @@
 """The store as its users see it: typed calls over the scripts, in partitions, on one server or a cluster."""
 
 import asyncio
+import itertools
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from redis.exceptions import RedisError
 
 from cluster import scripts
 from cluster.config import Settings
-from cluster.errors import StoreError, StoreUnavailable, StoreUnsuitable
+from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuitable
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
 from cluster.lifecycle import RunState
@@ -21,6 +22,7 @@ from cluster.topology import Topology
 
 _LOG: Final = logging.getLogger("penstock.store")
 _MOVES: Final = 20
+_FULL_PAUSE_S: Final = 0.5
 
 
 class Store:
@@ -30,10 +32,11 @@ class Store:
     call again is safe (``claim`` excepted: see :meth:`owned`).
     """
 
-    def __init__(self, settings: Settings, topology: Topology, keys: Keys) -> None:
+    def __init__(self, settings: Settings, topology: Topology, keys: Keys, *, patient: bool = False) -> None:
         self.settings = settings
         self.keys = keys
         self._topology = topology
+        self._patient = patient
         self._retention = settings.retention.argument
 
     @classmethod
@@ -61,7 +64,7 @@ class Store:
             timeout_s=math.inf if patient else settings.store_timeout_s,
             on_reconnected=on_reconnected,
         )
-        store = cls(settings, topology, Keys(settings.name, settings.partitions))
+        store = cls(settings, topology, Keys(settings.name, settings.partitions), patient=patient)
         try:
             await store._agree()
         except BaseException:
@@ -99,7 +102,7 @@ class Store:
     async def call(self, script: Script, partition: int, *arguments: Argument) -> Any:
         """Calls a partition's script, wherever the partition is now."""
         key = self.keys.queues[partition]
-        for _ in range(_MOVES):
+        for _ in self._tries():
             try:
                 return await self._topology.lane(key).call(script, key, self._retention, *arguments)
             except Moved:
@@ -108,12 +111,16 @@ class Store:
 
     async def command(self, key: str, *arguments: Argument) -> Any:
         """Sends a plain command to the server that holds ``key``; only commands that may be sent twice."""
-        for _ in range(_MOVES):
+        for _ in self._tries():
             try:
                 return await self._topology.lane(key).command(*arguments)
             except Moved:
                 await self._topology.refresh()
         raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
+
+    def _tries(self) -> Iterator[int]:
+        """How often to look for a partition's server: a patient store looks until it is there."""
+        return itertools.count() if self._patient else iter(range(_MOVES))
 
     # Submitting and cancelling
 
@@ -127,8 +134,14 @@ class Store:
 
     async def submit_child(self, run: NewRun, *, parent: str, fence: int) -> bool:
         """Makes a child run; False when the caller does not own the parent any more."""
-        answer = await self.call(scripts.SUBMIT, partition_of(parent), "", parent, fence, *run)
-        return bool(answer != b"STALE")
+        while True:
+            try:
+                answer = await self.call(scripts.SUBMIT, partition_of(parent), "", parent, fence, *run)
+                return bool(answer != b"STALE")
+            except StoreFull:
+                if not self._patient:
+                    raise
+                await asyncio.sleep(_FULL_PAUSE_S)
 
     async def note_batch(self, batch: str, at_ms: int) -> None:
         """Enters a batch into the index of batches (first submission wins)."""
@@ -186,9 +199,7 @@ class Store:
         """Takes a dead host's runs of one partition away from it, all of them; how many moved."""
         moved: int = 0
         while True:
-            now, left = await self.call(
-                scripts.REAP, partition, host, most, self.settings.max_losses, error
-            )
+            now, left = await self.call(scripts.REAP, partition, host, most, self.settings.max_losses, error)
             moved += now
             if not left:
                 return moved
@@ -212,7 +223,7 @@ class Store:
         """Renews a lease, or registers with ``info`` (JSON)."""
         keys = self.keys.hosts
         lease_ms = int(self.settings.lease_s * 1000)
-        for _ in range(_MOVES):
+        for _ in self._tries():
             try:
                 answer = await self._topology.lane(keys[0]).call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
                 break

@@ -12,24 +12,32 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
 
 from cluster.errors import StoreUnavailable, StoreUnsuitable
-from cluster.lane import Lane
+from cluster.lane import Lane, Moved
 
 _LOG: Final = logging.getLogger("penstock.store")
 _HANDSHAKE_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 0.05
 
 
 def _pool(url: str) -> redis.ConnectionPool:
     # RESP2: answers of scripts are the same in both protocols, and no push messages come between them.
-    return redis.ConnectionPool.from_url(
-        url,
-        protocol=2,
-        socket_connect_timeout=_HANDSHAKE_S,
-        retry=Retry(NoBackoff(), 0),
-        driver_info=DriverInfo(name="penstock"),
-    )
+    try:
+        return redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_connect_timeout=_HANDSHAKE_S,
+            retry=Retry(NoBackoff(), 0),
+            driver_info=DriverInfo(name="penstock"),
+        )
+    except ValueError:
+        # Its text may quote a part of the password.
+        raise StoreUnsuitable(
+            "the store's URL cannot be read. Set PENSTOCK_REDIS_URL to redis://[user:password@]host:port/0 (rediss:// "
+            "for TLS), with every character of the password that is no letter or digit percent-encoded"
+        ) from None
 
 
 async def is_cluster(url: str) -> bool:
@@ -37,7 +45,7 @@ async def is_cluster(url: str) -> bool:
 
     Raises:
         StoreUnavailable: nobody answers there.
-        StoreUnsuitable: the server refuses us.
+        StoreUnsuitable: the server refuses us, or the URL is none.
     """
     client = redis.Redis(connection_pool=_pool(url))
     try:
@@ -86,8 +94,13 @@ class Topology:
         cluster = None
         options["transactions"] = not await is_cluster(url)
         if not options["transactions"]:
+            options["elsewhere"] = True
             cluster = RedisCluster.from_url(url, socket_connect_timeout=_HANDSHAKE_S)
-            await cluster.initialize()
+            try:
+                await cluster.initialize()
+            except (RedisError, RedisClusterException, OSError) as error:
+                await cluster.aclose()
+                raise StoreUnavailable(f"the store's cluster does not say who serves what: {error}") from None
         return cls(url, cluster, options)
 
     @property
@@ -99,9 +112,12 @@ class Topology:
         """The lane to the server that holds ``key``."""
         if self._cluster is None:
             return self._lanes.get("") or self._open_lane("", self._url)
-        node = self._cluster.get_node_from_key(key)
+        try:
+            node = self._cluster.get_node_from_key(key)
+        except SlotNotCoveredError:
+            node = None
         if node is None:
-            raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
+            raise Moved(f"no node of the store's cluster serves the slot of {key}")
         return self._lanes.get(node.name) or self._open_lane(node.name, self._node_url(node.host, node.port))
 
     def _open_lane(self, name: str, url: str) -> Lane:
@@ -126,6 +142,7 @@ class Topology:
     async def refresh(self) -> None:
         """Asks the cluster again who serves what; several askers share one look."""
         if self._cluster is None:
+            await asyncio.sleep(_LOOK_AGAIN_S)
             return
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
@@ -137,7 +154,7 @@ class Topology:
             await self._cluster.nodes_manager.initialize()
         except (RedisError, RedisClusterException, OSError) as error:
             _LOG.warning("the store's cluster does not say who serves what: %s", error)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
     def any_client(self) -> redis.Redis:
         """A plain client to some server, for listening: messages reach every node of a cluster."""
@@ -148,6 +165,9 @@ class Topology:
 
     async def close(self) -> None:
         """Closes every connection."""
+        if self._refreshing is not None and not self._refreshing.done():
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         for lane in self._lanes.values():
             await lane.close()
         self._lanes.clear()

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import structlog
 
-# user:password@ in a URL, the one secret that errors of clients like to quote.
-_CREDENTIALS: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]*@")
+# user:password@ in a URL, the one secret that errors of clients like to quote. To the last @ of the word: a password
+# that was not percent-encoded may have / and @ in it, and hiding too much of a URL does no harm.
+_CREDENTIALS: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s]*@", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
@@ -19,9 +20,21 @@ def redact(text: str) -> str:
 
 def _redact_event(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = redact(value)
+        event[key] = _redacted(value)
     return event
+
+
+def _redacted(value: Any) -> Any:
+    """The value without credentials in the texts inside it; what is no plain data becomes its text."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {_redacted(key): _redacted(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted(each) for each in value]
+    return redact(repr(value))
 
 
 def configure_logging(level: str | None = None) -> None:
