@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+import penstock.own_rooms  # noqa: F401 - before any other import from a room
+
+# isort: split
 from actors.contract import Agent, Tool, ToolCall, agent, tool
 from actors.core.outcome import Risk
 from actors.errors import (
