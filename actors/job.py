@@ -56,7 +56,7 @@ class Job(BaseModel):
     max_wait: Annotated[float, Field(gt=0, le=366 * 86400)] | None = None
     idempotency_key: Name | None = None
     grants: tuple[Name, ...] = ()
-    metadata: dict[Name, str] = {}
+    metadata: dict[Name, str] = Field(default_factory=dict)
 
 
 class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
