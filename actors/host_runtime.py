@@ -182,8 +182,8 @@ class HostRuntime:
         count = min(_POLLED_PARTITIONS, len(self.store.partitions))
         chosen = [(self._poll_from + i) % len(self.store.partitions) for i in range(count)]
         self._poll_from = (self._poll_from + count) % len(self.store.partitions)
-        await asyncio.gather(*(self._fire(partition) for partition in chosen))
-        self._poke(chosen)
+        queued = await asyncio.gather(*(self._fire(partition) for partition in chosen))
+        self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
             engine.child_ended()
 
@@ -298,10 +298,12 @@ class HostRuntime:
             known.cancel()
         self._fires[partition] = self.loop.call_at(at, lambda: self._keep(self._fire(partition)))
 
-    async def _fire(self, partition: int) -> None:
-        _, following_ms = await self.store.fire(partition)
-        if following_ms is not None:
-            self._fire_at(partition, self.now_ms() + following_ms)
+    async def _fire(self, partition: int) -> int:
+        """Looks at a partition's timers; how many runs of it could be claimed."""
+        fired = await self.store.fire(partition)
+        if fired.following_ms is not None:
+            self._fire_at(partition, self.now_ms() + fired.following_ms)
+        return fired.queued
 
     # The dead
 

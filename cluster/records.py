@@ -57,6 +57,16 @@ class Finish(NamedTuple):
     error: bytes
 
 
+class Fired(NamedTuple):
+    """What a look at a partition's timers found: runs that were due, ms until the next one (None: nothing waits), and
+    how many runs could be claimed.
+    """
+
+    due: int
+    following_ms: int | None
+    queued: int
+
+
 class Park(NamedTuple):
     """One run that is to be unloaded until ``due_ms`` or until one of its children ends."""
 

@@ -16,7 +16,7 @@ from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuita
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
 from cluster.lifecycle import RunState
-from cluster.records import Append, BatchCounts, Claim, Finish, Heartbeat, NewRun, Park, RunRecord
+from cluster.records import Append, BatchCounts, Claim, Finish, Fired, Heartbeat, NewRun, Park, RunRecord
 from cluster.scripts import Script
 from cluster.topology import Topology
 
@@ -190,10 +190,10 @@ class Store:
             arguments += (run_id, fence, host, reason, due, len(children), *children)
         return _exceptions(await self.call(scripts.PARK, partition, *arguments))
 
-    async def fire(self, partition: int, most: int = 1000) -> tuple[int, int | None]:
-        """Queues what is due, ends what is past its bound; how many, and milliseconds until the next one (or None)."""
-        fired, following = await self.call(scripts.FIRE, partition, most)
-        return fired, None if following < 0 else following
+    async def fire(self, partition: int, most: int = 1000) -> Fired:
+        """Queues what is due and ends what is past its bound; what there was and what is to come."""
+        fired, following, queued = await self.call(scripts.FIRE, partition, most)
+        return Fired(fired, None if following < 0 else following, queued)
 
     async def reap(self, partition: int, host: str, error: bytes, most: int = 500) -> int:
         """Takes a dead host's runs of one partition away from it, all of them; how many moved."""

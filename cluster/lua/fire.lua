@@ -1,6 +1,6 @@
 -- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave the index.
 -- ARGV: retention; how many at most.
--- Returns {fired, ms until the next one is due or -1}.
+-- Returns {fired, ms until the next one is due or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
 --   deadline or max_wait for want of a host that claims it.
 local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
@@ -29,4 +29,5 @@ end
 redis.call('ZREMRANGEBYSCORE', base .. 'ended', '-inf', now - retention())
 settle()
 local following = redis.call('ZRANGE', base .. 'timers', 0, 0, 'WITHSCORES')
-return {#due, following[2] and math.max(0, following[2] - now) or -1}
+local queued = redis.call('ZCARD', KEYS[1]) + redis.call('ZCARD', base .. 'unserved')
+return {#due, following[2] and math.max(0, following[2] - now) or -1, queued}
