@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 import psutil
+import ray
 import redis.asyncio as redis
 
 from actors.job import Job, new_run
@@ -188,18 +189,39 @@ async def submission(bench: Bench, count: int = 100_000) -> list[Figure]:
     ]
 
 
-async def idle(bench: Bench, seconds: float = 10.0) -> list[Figure]:
-    """What hosts that have nothing to do use, and what the store uses for them."""
+class _Nothing:
+    """An async actor that does nothing: what Ray itself costs for one."""
+
+    async def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+
+async def idle(bench: Bench, seconds: float = 15.0) -> list[Figure]:
+    """What hosts that have nothing to do use, and the store for them, beside as many actors that are empty."""
+    remote: Any = ray.remote(_Nothing)
     async with bench.hosts(slots_per_host=100) as client:
         processes = await host_processes(client)
+        empty = [remote.options(num_cpus=0).remote() for _ in processes]
+        bare = [psutil.Process(pid) for pid in await asyncio.gather(*(actor.pid.remote() for actor in empty))]
         store = [psutil.Process(bench.store_pid)]
-        await asyncio.sleep(1)
-        before, before_store = cpu_seconds(processes), cpu_seconds(store)
+        await asyncio.sleep(2)
+        before = [cpu_seconds(each) for each in (processes, store, bare)]
         await asyncio.sleep(seconds)
-        used = (cpu_seconds(processes) - before) / seconds * 100
-        used_store = (cpu_seconds(store) - before_store) / seconds * 100
+        after = [cpu_seconds(each) for each in (processes, store, bare)]
+        hosts, stored, nothing = ((end - start) / seconds * 100 for start, end in zip(before, after, strict=True))
+        for actor in empty:
+            ray.kill(actor)
     count = len(processes)
+    unit = "% of a core"
     return [
-        at_most(f"idle: {count} hosts and the store", used + used_store, "% of a core", 2, COMMAND),
-        beside("idle: of that a host, Ray's worker threads included", used / count, "% of a core", COMMAND),
+        at_most(
+            f"idle: {count} hosts and the store, over as many empty Ray actors",
+            hosts + stored - nothing,
+            unit,
+            2,
+            COMMAND,
+        ),
+        beside(f"idle: {count} hosts and the store, Ray's own threads included", hosts + stored, unit, COMMAND),
+        beside(f"idle: {count} empty Ray actors", nothing, unit, COMMAND),
     ]
