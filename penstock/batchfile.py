@@ -4,12 +4,15 @@ What is kept of a line is eight bytes of its ``custom_id``'s digest and its numb
 lines. :class:`Scan` decides and takes bytes; :class:`BatchFile` reads.
 """
 
+import contextlib
 import hashlib
 import os
+import shutil
+import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import IO, Final, Self
 
 from actors.job import Job
 from penstock.checking import Facts, read_job
@@ -57,11 +60,14 @@ class Scan:
         if outcome is None:
             return
         if isinstance(outcome, Job):
-            outcome = self._duplicates(line, outcome)
-            if not outcome:
-                self.jobs += 1
-                return
-        self._refuse(line, outcome)
+            problems = self._duplicates(line, outcome.custom_id, outcome.idempotency_key, outcome.tenant)
+        else:
+            # A bad line has its name all the same: both lines are told of, whatever else is wrong with one of them.
+            problems = outcome + self._duplicates(line, outcome[0].custom_id, None, "")
+        if problems:
+            self._refuse(line, problems)
+        else:
+            self.jobs += 1
 
     def also(self, raw: bytes) -> None:
         """Takes the rest of a line that was too long: it belongs to the content, and to nothing else."""
@@ -72,18 +78,17 @@ class Scan:
         """24 hex digits of the content fed so far."""
         return self._content.hexdigest()[:24]
 
-    def _duplicates(self, line: int, job: Job) -> list[Problem]:
+    def _duplicates(self, line: int, custom_id: str, idempotency_key: str | None, tenant: str) -> list[Problem]:
         problems: list[Problem] = []
-        unique: list[tuple[str, str, str]] = [("custom_id", job.custom_id, "")]
-        if job.idempotency_key is not None:
-            unique.append(("idempotency_key", job.idempotency_key, job.tenant))
-        for field, value, scope in unique:
+        for field, value, scope in (("custom_id", custom_id, ""), ("idempotency_key", idempotency_key, tenant)):
+            if not value:
+                continue
             # 64 bits are enough to tell a million apart: the chance that any two of them look alike is 3e-8.
-            short = hashlib.blake2b(f"{field}\n{scope}\n{value}".encode(), digest_size=8).digest()
+            short = hashlib.blake2b(f"{field}\n{scope}\n{value}".encode(errors="replace"), digest_size=8).digest()
             first = self._seen.setdefault(int.from_bytes(short, "big"), line)
             if first != line:
                 reason = f"{value!r} is already on line {first}"
-                problems.append(Problem(line, field, reason, f"give each job a {field} of its own", job.custom_id))
+                problems.append(Problem(line, field, reason, f"give each job a {field} of its own", custom_id))
         return problems
 
     def _refuse(self, line: int, problems: list[Problem]) -> None:
@@ -99,16 +104,17 @@ class BatchFile:
         BatchFileError: it is missing, unreadable, no regular file, or changed between its two readings.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | BinaryIO) -> None:
+    def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
         if isinstance(source, str | os.PathLike):
             self.name = os.fspath(source)
             try:
-                self._file: BinaryIO = Path(source).open("rb")  # noqa: SIM115 - closed by __exit__
+                self._file: IO[bytes] = Path(source).open("rb")  # noqa: SIM115 - closed by __exit__
             except OSError as error:
                 raise BatchFileError(f"batch file {self.name!r} cannot be read: {error.strerror or error}") from None
             self._ours = True
         else:
-            self.name = str(getattr(source, "name", "the given stream"))
+            name = getattr(source, "name", None)
+            self.name = name if isinstance(name, str) else "the given stream"
             self._file = source
             self._ours = False
         if not self._file.seekable():
@@ -185,3 +191,15 @@ class BatchFile:
             yield number, raw
             while len(raw) > limit and not raw.endswith(b"\n") and (raw := self._file.readline(limit + 1)):
                 yield 0, raw
+
+
+@contextlib.contextmanager
+def spooled(source: str, stream: IO[bytes]) -> Iterator[str | IO[bytes]]:
+    """The file's name; for ``-`` a temporary copy of ``stream``, which can be read twice."""
+    if source != "-":
+        yield source
+        return
+    with tempfile.TemporaryFile(prefix="penstock-") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.flush()
+        yield copy

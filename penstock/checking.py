@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import jsonschema_rs
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic_core import ErrorDetails, from_json, to_jsonable_python
 
 from actors.job import RECORD_VERSION, Job, JobRecord, ValueClass
 from penstock.views import Problem
@@ -89,7 +89,7 @@ def read_job(line: int, raw: bytes, facts: Facts) -> Job | list[Problem] | None:
     try:
         job = Job.model_validate_json(raw)
     except ValidationError as error:
-        return job_problems(line, error)
+        return _all_problems(line, error, _object(raw), facts)
     return check_job(line, job, facts) or job
 
 
@@ -98,17 +98,21 @@ def as_job(position: int, item: JobLike) -> Job | list[Problem]:
     if isinstance(item, Job):
         return item
     try:
-        if isinstance(item.get("input"), BaseModel):
-            item = {**item, "input": to_jsonable_python(item["input"])}
-        return Job.model_validate(item)
+        return Job.model_validate(_plain(item))
     except ValidationError as error:
         return job_problems(position, error)
 
 
 def checked(position: int, item: JobLike, facts: Facts) -> Job | list[Problem]:
     """The job that code gave, or all that is wrong with it, here and now as well."""
-    job = as_job(position, item)
-    return job if isinstance(job, list) else check_job(position, job, facts) or job
+    if isinstance(item, Job):
+        return check_job(position, item, facts) or item
+    fields = _plain(item)
+    try:
+        job = Job.model_validate(fields)
+    except ValidationError as error:
+        return _all_problems(position, error, fields, facts)
+    return check_job(position, job, facts) or job
 
 
 def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
@@ -119,11 +123,8 @@ def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
         problems.append(Problem(line, field, reason, fix, job.custom_id))
 
     check = facts.agents.get(job.agent)
-    if check is None:
-        add("agent", f"no agent {_cut(repr(job.agent))} is served here", _agent_fix(job.agent, facts))
-    else:
-        for path, reason in check(job.input):
-            add(f"input.{path}" if path and path[0] != "[" else f"input{path}", reason, "")
+    if check is None or _misfits(check, job.input):
+        problems = _agent_problems(line, {"agent": job.agent, "input": job.input, "custom_id": job.custom_id}, facts)
     if isinstance(job.deadline, datetime) and (late_ms := facts.now_ms - int(job.deadline.timestamp() * 1000)) >= 0:
         past = f"{job.deadline.isoformat()} was {late_ms / 1000:.0f} s ago by the store's clock"
         add("deadline", past, "give a later moment, or seconds from submission as a number")
@@ -150,6 +151,58 @@ def job_problems(line: int, error: ValidationError) -> list[Problem]:
         if not (problems and field == "deadline" and problems[-1].field == field):  # one for each type of the union
             problems.append(Problem(line, field, reason, fix))
     return problems
+
+
+def _all_problems(line: int, error: ValidationError, item: Mapping[str, Any], facts: Facts) -> list[Problem]:
+    """What is wrong with the fields of a job, and, as far as these can be told, with its agent and input."""
+    custom_id = _custom_id(item)
+    named = [msgspec.structs.replace(problem, custom_id=custom_id) for problem in job_problems(line, error)]
+    return named + _agent_problems(line, item, facts)
+
+
+def _agent_problems(line: int, item: Mapping[str, Any], facts: Facts) -> list[Problem]:
+    """What is wrong with agent and input, of a job or of what should have been one."""
+    agent = item.get("agent")
+    if not isinstance(agent, str) or not agent:
+        return []
+    custom_id = _custom_id(item)
+    check = facts.agents.get(agent)
+    if check is None:
+        reason = f"no agent {_cut(repr(agent))} is served here"
+        return [Problem(line, "agent", reason, _agent_fix(agent, facts), custom_id)]
+    return [
+        Problem(line, f"input.{path}" if path and path[0] != "[" else f"input{path}", reason, "", custom_id)
+        for path, reason in _misfits(check, item.get("input"))
+    ]
+
+
+def _misfits(check: InputCheck, value: Any) -> list[Mismatch]:
+    """What the check says; nothing of what cannot be stored anyhow, which is said where it is found."""
+    try:
+        return check(value)
+    except (OverflowError, ValueError, TypeError, RecursionError):
+        return []
+
+
+def _plain(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job's fields, with a model as its input turned into what it is as JSON."""
+    if isinstance(item.get("input"), BaseModel):
+        return {**item, "input": to_jsonable_python(item["input"])}
+    return item
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a line; empty where there is none."""
+    try:
+        found = from_json(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _custom_id(item: Mapping[str, Any]) -> str:
+    named = item.get("custom_id")
+    return _cut(named) if isinstance(named, str) else ""
 
 
 def _in_our_words(detail: ErrorDetails) -> tuple[str, str, str]:

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, BinaryIO, Final, NamedTuple, Self, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from typing import IO, Any, Final, NamedTuple, Self, TypeAlias
 
 import msgspec
 from pydantic import BaseModel, SecretStr
@@ -110,7 +110,7 @@ class Client:
     ) -> SubmitReport:
         """Submits jobs. When it returns, every job that it counts as accepted is durable.
 
-        A list is checked as a whole before any of it is submitted, anything else chunk by chunk. The same job (by
+        A list is checked as a whole before any of it is submitted, anything else job by job. The same job (by
         batch and ``custom_id``) is made once, however often it is submitted.
 
         Args:
@@ -134,7 +134,7 @@ class Client:
                 job = as_job(position, item) if known_good else checked(position, item, facts)
                 if isinstance(job, list):
                     await submission.finish()
-                    raise InvalidBatch("the jobs", tuple(job), len(job), batch=key, accepted=submission.accepted)
+                    raise InvalidBatch("", tuple(job), len(job), batch=key, accepted=submission.accepted)
                 if submission.put(new_run(job, key, partitions)):
                     await submission.turn()
             await submission.finish()
@@ -142,7 +142,7 @@ class Client:
 
     async def submit_file(
         self,
-        path: str | os.PathLike[str] | BinaryIO,
+        path: str | os.PathLike[str] | IO[bytes],
         *,
         batch: str | None = None,
         skip_invalid: bool = False,
@@ -226,7 +226,7 @@ class Client:
                     if answer < 0:
                         reason = "another job with other content has this idempotency_key"
                         problem = Problem(1, "idempotency_key", reason, "use another key", str(custom_id))
-                        raise InvalidBatch("the job", (problem,), 1, batch=batch)
+                        raise InvalidBatch("", (problem,), 1, batch=batch)
                     return result_of(await until_over(store, run.id, told, ours=answer == 1))
             except TimeoutError:
                 raise WaitTimedOut(f"run {run.id}", timeout_s or 0.0) from None
@@ -248,7 +248,7 @@ class Client:
         """The whole deployment: its counters, hosts and newest batches."""
         return await inspection.deployment(self.store, batches)
 
-    async def watch(self, batch: str) -> AsyncIterator[BatchStatus]:
+    async def watch(self, batch: str) -> AsyncGenerator[BatchStatus]:
         """A batch's status, now and whenever it changes, at most 20 times a second, until every run has ended.
 
         A batch with runs in ``confirmation_unknown`` does not end by itself: look at ``settled``.
@@ -268,7 +268,7 @@ class Client:
                 await asyncio.sleep(_WATCH_PAUSE_S)
                 await told_within(told, POLL_S - _WATCH_PAUSE_S)
 
-    async def results(self, batch: str) -> AsyncIterator[Result]:
+    async def results(self, batch: str) -> AsyncGenerator[Result]:
         """The results of a batch, in no particular order: of every run that has ended, or is ``confirmation_unknown``.
 
         Raises:
@@ -278,7 +278,7 @@ class Client:
             for result in page:
                 yield result
 
-    async def result_pages(self, batch: str) -> AsyncIterator[list[Result]]:
+    async def result_pages(self, batch: str) -> AsyncGenerator[list[Result]]:
         """The same in pages, for whoever wants to write many at a time."""
         await self.status(batch)
         async for page in inspection.batch_records(self.store, batch):
@@ -371,7 +371,7 @@ class Client:
         if isinstance(job, list):
             job = checked(1, item, await catalog.facts())
         if isinstance(job, list):
-            raise InvalidBatch("the job", tuple(job), len(job), batch=batch)
+            raise InvalidBatch("", tuple(job), len(job), batch=batch)
         return new_run(job, batch, self.store.keys.partitions)
 
     async def _record(self, run_id: str) -> RunRecord:

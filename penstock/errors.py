@@ -50,8 +50,9 @@ class InvalidBatchKey(ClientError):
 class InvalidBatch(ClientError):
     """Jobs of a batch are not valid. ``problems`` holds the first ones, ``problem_count`` says how many there are.
 
-    ``accepted`` is how many jobs had been submitted by then: always 0 for a file or a list, which are checked as a
-    whole before anything is submitted; jobs that come from an iterator are checked chunk by chunk.
+    ``place`` is the file's name, empty for jobs from code. ``accepted`` is how many jobs had been submitted by then:
+    always 0 for a file or a list, which are checked as a whole before anything is submitted; jobs that come from an
+    iterator are checked one after the other.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class InvalidBatch(ClientError):
     ) -> None:
         so_far = f"{accepted} jobs before them were submitted" if accepted else "nothing was submitted"
         counted = "1 problem" if problem_count == 1 else f"{problem_count} problems"
-        listed = "\n".join(f"  {problem}" for problem in problems[:10])
+        unit = "line" if place else "job"
+        listed = "\n".join(f"  {problem.text(unit)}" for problem in problems[:10])
         more = f"\n  … and {problem_count - 10} more" if problem_count > 10 else ""
-        super().__init__(f"{counted} in {place}, {so_far}:\n{listed}{more}")
+        super().__init__(f"{counted} in {place or 'the jobs'}, {so_far}:\n{listed}{more}")
         self.place = place
         self.problems = problems
         self.problem_count = problem_count

@@ -37,10 +37,9 @@ async def is_noted(store: Store, batch: str) -> bool:
 
 async def batch_records(store: Store, batch: str) -> AsyncIterator[list[RunRecord]]:
     """A batch's records in pages; the next page is on its way while the caller uses one."""
-    pages = reader.batch_run_ids(store, batch)
     coming: asyncio.Task[list[RunRecord]] | None = None
     try:
-        async for run_ids in pages:
+        async for run_ids in reader.batch_run_ids(store, batch):
             arrived, coming = coming, asyncio.create_task(reader.records(store, run_ids))
             if arrived is not None:
                 yield await arrived
@@ -50,7 +49,6 @@ async def batch_records(store: Store, batch: str) -> AsyncIterator[list[RunRecor
     finally:
         if coming is not None:
             coming.cancel()
-        await pages.aclose()  # type: ignore[attr-defined]
 
 
 async def listing(store: Store, batch: str | None, state: RunState | None, limit: int) -> list[RunSummary]:

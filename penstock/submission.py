@@ -136,7 +136,7 @@ async def check_all(jobs: Sequence[JobLike], facts: Facts, batch: str) -> None:
         if position % _JOBS_A_TURN == 0:
             await asyncio.sleep(0)
     if count:
-        raise InvalidBatch("the jobs", tuple(kept), count, batch=batch)
+        raise InvalidBatch("", tuple(kept), count, batch=batch)
 
 
 async def each_of(jobs: Iterable[JobLike] | AsyncIterable[JobLike]) -> AsyncIterator[JobLike]:

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
-from typing import Any, BinaryIO, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Generator, Iterable
+from typing import IO, Any, Self, TypeVar
 
 import uvloop
 
@@ -79,7 +79,7 @@ class SyncClient:
 
     def submit_file(
         self,
-        path: str | os.PathLike[str] | BinaryIO,
+        path: str | os.PathLike[str] | IO[bytes],
         *,
         batch: str | None = None,
         skip_invalid: bool = False,
@@ -109,11 +109,11 @@ class SyncClient:
         """See :meth:`Client.deployment`."""
         return self._call(self._client.deployment(batches=batches))
 
-    def watch(self, batch: str) -> Iterator[BatchStatus]:
+    def watch(self, batch: str) -> Generator[BatchStatus]:
         """See :meth:`Client.watch`."""
         return self._each(self._client.watch(batch))
 
-    def results(self, batch: str) -> Iterator[Result]:
+    def results(self, batch: str) -> Generator[Result]:
         """See :meth:`Client.results`."""
         for page in self._each(self._client.result_pages(batch)):
             yield from page
@@ -155,7 +155,7 @@ class SyncClient:
             future.cancel()  # Ctrl-C reaches this thread only: the work must not go on unseen
             raise
 
-    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def _each(self, items: AsyncGenerator[T]) -> Generator[T]:
         async def following() -> tuple[T] | None:
             try:
                 return (await anext(items),)
@@ -163,7 +163,7 @@ class SyncClient:
                 return None
 
         async def end() -> None:
-            await items.aclose()  # type: ignore[attr-defined]
+            await items.aclose()
 
         try:
             while (item := self._call(following())) is not None:

@@ -25,7 +25,12 @@ class Problem(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         """One line for people."""
-        where = f"line {self.line}" + (f", {self.field}" if self.field else "")
+        return self.text("line")
+
+    def text(self, unit: str) -> str:
+        """One line for people; ``unit`` is what ``line`` counts."""
+        named = f" ({self.custom_id})" if self.custom_id else ""
+        where = f"{unit} {self.line}{named}" + (f", {self.field}" if self.field else "")
         return f"{where}: {self.reason}; {self.fix}" if self.fix else f"{where}: {self.reason}"
 
 
