@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import functools
 import importlib
+import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any, Final
 
 from actors.contract import Tool, ToolCall
 from actors.core.outcome import TryAgain, Unknown, after_failure
-from actors.errors import InvalidValue, ToolError
+from actors.errors import Ambiguous, InvalidValue, NotApplied, ToolError, described
 from admission.retry import FailureClass
 
 _SYNC_TOOL_THREADS: Final = 32
@@ -31,7 +33,7 @@ class Outcome:
     unknown: bool = False
 
 
-def classify(error: Exception, *, effect: bool) -> FailureClass:
+def classify(error: BaseException, *, effect: bool) -> FailureClass:
     """What an exception says of the effect. Tools say it themselves by :class:`ToolError`; for others we must assume.
 
     An effect that raised anything else may have happened: we cannot prove otherwise. A read that raised anything
@@ -88,12 +90,14 @@ class Attempts:
             attempt += 1
             call = ToolCall(tool.name, run_id, step, attempt, key, options.timeout_s, tenant, clock)
             try:
-                async with asyncio.timeout(options.timeout_s):
-                    if tool.is_async and options.resources is None:
-                        value = await tool.function(call, *values)
-                    else:
-                        value = await self._elsewhere(tool, call, values)
-            except Exception as error:
+                if tool.is_async and options.resources is None:
+                    async with asyncio.timeout(options.timeout_s):
+                        value = await tool.invoke(call, values)
+                else:
+                    value = await self._elsewhere(tool, call, values)
+            except BaseException as error:
+                if _is_for_us(error):
+                    raise
                 failure = classify(error, effect=options.risk.is_effect)
                 decision = after_failure(
                     failure,
@@ -110,18 +114,27 @@ class Attempts:
                     await asyncio.sleep(decision.pause_s)
                     await lease_renewed()
                     continue
-                described = _describe(error, options.timeout_s)
-                return Outcome(attempt, error=described, unknown=isinstance(decision, Unknown))
+                said = _describe(error, options.timeout_s)
+                return Outcome(attempt, error=said, unknown=isinstance(decision, Unknown))
             return _settled(tool, value, attempt)
 
     async def _elsewhere(self, tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> Any:
         if tool.options.resources is not None:
-            return await _ray_task(tool, call, values)
+            async with asyncio.timeout(tool.options.timeout_s):
+                return await _ray_task(tool, call, values)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_SYNC_TOOL_THREADS, thread_name_prefix="penstock-tool")
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, context.run, tool.function, call, *values)
+        work = self._threads.submit(contextvars.copy_context().run, tool.invoke, call, values)
+        try:
+            async with asyncio.timeout(tool.options.timeout_s):
+                value = await asyncio.wrap_future(work)
+                return await value if inspect.isawaitable(value) else value
+        except TimeoutError:
+            if work.cancel():
+                # It never began, and so it cannot have changed anything.
+                within = f"within {tool.options.timeout_s:g} s"
+                raise NotApplied(f"none of the {_SYNC_TOOL_THREADS} threads for tools became free {within}") from None
+            raise
 
     def close(self) -> None:
         """Lets go of the threads; calls that are under way in them go on to their end."""
@@ -139,11 +152,23 @@ def _settled(tool: Tool[Any, Any], value: Any, attempt: int) -> Outcome:
         return Outcome(attempt, error=("InvalidValue", str(error)))
 
 
-def _describe(error: Exception, timeout_s: float) -> tuple[str, str]:
-    text = str(error)
+def _is_for_us(error: BaseException) -> bool:
+    """Whether an exception stops the step from outside, instead of being the tool's own doing.
+
+    A tool may raise CancelledError because something of its own was cancelled, and SystemExit out of a library; such
+    a tool has failed, and neither its run nor its host must end by it.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit)
+
+
+def _describe(error: BaseException, timeout_s: float) -> tuple[str, str]:
+    name, text = described(error)
     if isinstance(error, TimeoutError) and not text:
         text = f"no answer within the tool's timeout of {timeout_s:g} s"
-    return type(error).__name__, text
+    return name, text
 
 
 def run_by_path(module: str, qualname: str, facts: dict[str, Any], values: list[Any]) -> Any:
@@ -155,8 +180,16 @@ def run_by_path(module: str, qualname: str, facts: dict[str, Any], values: list[
         found = getattr(found, part)
     key = facts.pop("key")
     tool_call = ToolCall(**facts, key=lambda: key, clock=time.monotonic)
-    function = found.function
-    return asyncio.run(function(tool_call, *values)) if found.is_async else function(tool_call, *values)
+    answer = found.invoke(tool_call, values)
+    return asyncio.run(answer) if found.is_async else answer
+
+
+@functools.cache
+def _remote() -> Any:
+    """Made once a process: Ray keeps a copy of every remote function that it is shown."""
+    import ray
+
+    return ray.remote(run_by_path)
 
 
 async def _ray_task(tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> Any:
@@ -164,7 +197,7 @@ async def _ray_task(tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> 
 
     known = ("tool", "run_id", "step", "attempt", "timeout_s", "tenant")
     facts = {name: getattr(call, name) for name in known} | {"key": call.idempotency_key}
-    remote = ray.remote(run_by_path).options(max_retries=0, **(tool.options.resources or {}))
+    remote = _remote().options(max_retries=0, **(tool.options.resources or {}))
     reference = remote.remote(tool.__module__, tool.__qualname__, facts, values)
     try:
         return await reference
@@ -175,3 +208,6 @@ async def _ray_task(tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> 
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, Exception) else error from None
+    except ray.exceptions.RayError as error:
+        # Its worker or its node died; whether it had done its work by then nobody knows.
+        raise Ambiguous(f"the Ray task was lost: {described(error)[1]}") from None

@@ -19,6 +19,7 @@ _REFUSED_PAUSE_S: Final = 0.5
 _LOG: Final = logging.getLogger("penstock.host")
 
 _Answer: TypeAlias = "asyncio.Future[str | None]"
+_T = TypeVar("_T")
 _Item = TypeVar("_Item", Append, Finish, Park)
 
 
@@ -45,6 +46,7 @@ class Committer:
         self._groups: dict[int, _Group] = {}
         self._scheduled = False
         self._in_flight = 0
+        self._closed = False
         self.flushes = 0
         self.written = 0
 
@@ -112,6 +114,25 @@ class Committer:
     async def _park(self, partition: int, parks: list[Park]) -> dict[str, str]:
         return await self._store.park(partition, self._host(), parks)
 
+    async def insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Makes a call, which may be made twice, until the store takes it.
+
+        Raises:
+            StoreUnavailable: the host has been closed meanwhile.
+        """
+        while True:
+            try:
+                return await call()
+            except (StoreFull, StoreUnavailable) as error:
+                if self._closed:
+                    raise
+                _LOG.warning("the store does not take a write: %s; trying again", error)
+                await asyncio.sleep(_REFUSED_PAUSE_S)
+
+    def close(self) -> None:
+        """Nothing is sent again any more: the connection is about to be closed."""
+        self._closed = True
+
     async def _send(
         self,
         write: Callable[[int, list[_Item]], Awaitable[dict[str, str]]],
@@ -120,22 +141,18 @@ class Committer:
     ) -> None:
         """One script call; it may be sent twice, so that a full or absent store only delays it."""
         payload = [item for item, _ in items]
-        while True:
-            try:
-                exceptions = await write(partition, payload)
-                break
-            except (StoreFull, StoreUnavailable) as error:
-                _LOG.warning("the store does not take writes of partition %02x: %s; trying again", partition, error)
-                await asyncio.sleep(_REFUSED_PAUSE_S)
-            except BaseException as error:
-                for _, answer in items:
-                    if not answer.done():
-                        answer.set_exception(error)
-                        answer.exception()
-                if not isinstance(error, Exception):
-                    raise
+        try:
+            exceptions = await self.insist(lambda: write(partition, payload))
+        except BaseException as error:
+            for _, answer in items:
+                if not answer.done():
+                    answer.set_exception(error)
+                    answer.exception()
+            if not isinstance(error, Exception):
+                raise
+            if not self._closed:
                 _LOG.exception("partition %02x: a write failed", partition)
-                return
+            return
         self.written += len(items)
         if not exceptions:
             for _, answer in items:

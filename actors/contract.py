@@ -94,6 +94,14 @@ class Tool(Generic[P, R_co]):
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
 
+    def invoke(self, call: ToolCall, values: list[Any]) -> Any:
+        """Calls the function with bound values; what it returns is an awaitable for coroutine functions."""
+        keywords = self.signature.keywords
+        if not keywords:
+            return self.function(call, *values)
+        positional = len(values) - len(keywords)
+        return self.function(call, *values[:positional], **dict(zip(keywords, values[positional:], strict=True)))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses: a direct call would be neither recorded nor bounded."""
         raise DefinitionError(
@@ -113,7 +121,7 @@ class Agent(Generic[I_contra, O_co]):
         self.name = name
         self.version = version
         signature = Signature(function, f"agent {name!r}")
-        if len(signature.inputs) != 1:
+        if len(signature.inputs) != 1 or signature.keywords:
             raise DefinitionError(f"agent {name!r} must take the run and one input, as in `async def f(run, input)`")
         self.input: Value = signature.inputs[0]
         self.output: Value = signature.result

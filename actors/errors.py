@@ -58,11 +58,25 @@ class InvalidValue(PenstockError):
 
 
 class PayloadTooLarge(PenstockError):
-    """An encoded value exceeds the deployment's limit."""
+    """An encoded value exceeds the deployment's limit. The text names both and the fix."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{what} has {size} bytes, the limit is {limit} (PENSTOCK_PAYLOAD_LIMIT_BYTES). Keep large data elsewhere "
+            "and pass a reference to it"
+        )
 
 
 class DefinitionError(PenstockError):
     """An agent, a tool or an app is declared in a way that cannot work. The text names it and the fix."""
+
+
+def described(error: BaseException) -> tuple[str, str]:
+    """An exception's class and text, whatever its author has done to it."""
+    try:
+        return type(error).__name__, str(error)
+    except Exception as broken:
+        return type(error).__name__, f"(its text cannot be made: {type(broken).__name__})"
 
 
 class RunAborted(asyncio.CancelledError):

@@ -34,8 +34,8 @@ class Status(StrEnum):
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """One journal entry. Times are epoch milliseconds, estimated from the server's clock.
 
-    ``step`` is the path of the step in the run ("3", or "2.0.1" for the second step of the first branch that was
-    started below step scope 2); ``digest`` is of its canonical arguments.
+    ``step`` is the path of the step in the run ("3", or "b0.1" for the second step of the first task that the
+    agent started; "c2.0" for the first step after the second checkpoint); ``digest`` is of its canonical arguments.
     """
 
     v: int
@@ -80,7 +80,9 @@ class ErrorRecord(msgspec.Struct, frozen=True):
 
 def encode_error(error_class: str, message: str, step: str = "") -> bytes:
     """JSON of an error; long messages are cut, since they may quote a whole payload."""
-    return msgspec.json.encode(ErrorRecord(error_class, message[:2000], step))
+    # Lone surrogates (from undecodable file names, say) have no place in JSON.
+    plain = message[:2000].encode("utf-8", "backslashreplace").decode("utf-8")
+    return msgspec.json.encode(ErrorRecord(error_class, plain, step))
 
 
 def decode_error(raw: bytes) -> ErrorRecord:

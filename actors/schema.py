@@ -2,27 +2,32 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, get_type_hints
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from actors.errors import DefinitionError, InvalidValue
 
 _PLAIN: Final = frozenset({str, int, bool, float})
+_CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 _CANONICAL: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class Value:
     """One annotated value: validates Python and JSON, dumps JSON. Wraps pydantic's compiled core directly."""
 
-    __slots__ = ("_dump_python", "_plain", "_to_json", "_validate_json", "_validate_python", "adapter", "where")
+    __slots__ = (
+        "_dump_python", "_has_sets", "_plain", "_to_json", "_validate_json", "_validate_python", "adapter", "where",
+    )  # fmt: skip
 
     def __init__(self, annotation: Any, where: str) -> None:
         self.where = where
         try:
-            self.adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+            self.adapter: TypeAdapter[Any] = _adapter(annotation)
         except Exception as error:
             raise DefinitionError(f"{where}: {annotation!r} cannot be validated: {error}") from error
         self._validate_python = self.adapter.validator.validate_python
@@ -30,6 +35,7 @@ class Value:
         self._to_json = self.adapter.serializer.to_json
         self._dump_python = self.adapter.serializer.to_python
         self._plain = annotation if annotation in _PLAIN else None
+        self._has_sets = self._plain is None and _may_have_sets(self.adapter)
 
     def check(self, value: Any) -> Any:
         """The validated value.
@@ -43,6 +49,14 @@ class Value:
             return self._validate_python(value)
         except ValidationError as error:
             raise InvalidValue(f"{self.where}: {_misfits(error)}") from None
+
+    def restore(self, plain: Any) -> Any:
+        """The validated value of JSON-like data, read as the JSON that it came from would be read.
+
+        Raises:
+            InvalidValue: it does not fit.
+        """
+        return plain if type(plain) is self._plain else self.load(msgspec.json.encode(plain))
 
     def load(self, raw: bytes) -> Any:
         """The validated value of JSON."""
@@ -60,7 +74,37 @@ class Value:
 
     def plain(self, value: Any) -> Any:
         """The value as JSON-like Python data, for canonical bytes."""
-        return value if self._plain is not None else self._dump_python(value, mode="json")
+        if self._plain is not None:
+            return value
+        return _in_order(self._dump_python(value)) if self._has_sets else self._dump_python(value, mode="json")
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        # JSON has neither bytes nor infinities; what is written must be read again as it was.
+        return TypeAdapter(annotation, config=_CONFIG)
+    except PydanticUserError:
+        # A model has a configuration of its own.
+        return TypeAdapter(annotation)
+
+
+def _may_have_sets(adapter: TypeAdapter[Any]) -> bool:
+    try:
+        schema = json.dumps(adapter.json_schema())
+    except Exception:
+        return True
+    return '"uniqueItems": true' in schema
+
+
+def _in_order(value: Any) -> Any:
+    """JSON-like data in which sets have an order: theirs changes from process to process."""
+    if isinstance(value, dict):
+        return to_jsonable_python({key: _in_order(item) for key, item in value.items()})
+    if isinstance(value, set | frozenset):
+        return sorted((_in_order(item) for item in value), key=_CANONICAL.encode)
+    if isinstance(value, list | tuple):
+        return [_in_order(item) for item in value]
+    return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="strings")
 
 
 def _misfits(error: ValidationError) -> str:
@@ -79,7 +123,7 @@ def canonical_digest(value: Any) -> bytes:
 class Signature:
     """A function's parameters after the first one (the call or the run), and its result."""
 
-    __slots__ = ("_names", "_signature", "_values", "result", "where")
+    __slots__ = ("_names", "_signature", "_values", "keywords", "result", "where")
 
     def __init__(self, function: Callable[..., Any], where: str) -> None:
         self.where = where
@@ -101,6 +145,7 @@ class Signature:
                 raise DefinitionError(f"{where}: *{parameter.name} cannot be recorded; name each parameter")
         self._signature = signature.replace(parameters=parameters[1:])
         self._names = tuple(parameter.name for parameter in parameters[1:])
+        self.keywords = tuple(p.name for p in parameters[1:] if p.kind is inspect.Parameter.KEYWORD_ONLY)
         self._values = tuple(Value(hints.get(name, Any), f"{where}, argument {name!r}") for name in self._names)
         self.result = Value(hints.get("return", Any), f"{where}, result")
 
