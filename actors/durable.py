@@ -1,14 +1,16 @@
 """Steps that wait or drop the past: durable timers, child runs, checkpoints."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from pydantic_core import to_json
 
 from actors.contract import Agent
-from actors.core.identity import Scope
 from actors.core.parking import Wait
-from actors.errors import ChildFailed, InvalidValue, PayloadTooLarge, PenstockError, RunAborted
+from actors.core.replay import Divergence
+from actors.errors import ChildFailed, InvalidValue, PenstockError, RunAborted
 from actors.job import child_run
 from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_error, encode_entry, encode_error
 from actors.schema import canonical_digest
@@ -20,6 +22,22 @@ if TYPE_CHECKING:
     from actors.engine import RunEngine
 
 _LONGEST_SLEEP_S: Final = 3660 * 86400
+
+
+def value(engine: "RunEngine", path: str, name: str, produce: Callable[[], Any]) -> Any:
+    """A recorded value. It is written with the next step, before anything that depends on it can be."""
+    entry = engine.ask(path, Kind.VALUE, name, b"")
+    if entry is not None:
+        return msgspec.json.decode(entry.payload)
+    made = produce()
+    at_ms = engine.services.now_ms()
+    engine.later(engine.entry(Kind.VALUE, path, name, b"", Status.OK, msgspec.json.encode(made), 1, at_ms))
+    return made
+
+
+def state(engine: "RunEngine") -> Any:
+    """The last checkpoint's state."""
+    return None if engine.checkpoint is None else msgspec.json.decode(engine.checkpoint)
 
 
 async def sleep(engine: "RunEngine", path: str, seconds: float) -> None:
@@ -63,10 +81,10 @@ async def spawn(engine: "RunEngine", path: str, agent: Agent[Any, Any], payload:
         await engine.record(opened, 0)
     elif entry.status != Status.OPEN:
         return _child_result(agent, entry)
-    state, output, error = await _child_end(engine, path, child, agent, plain)
-    ok = state is RunState.SUCCEEDED
+    end, output, error = await _child_end(engine, path, child, agent, plain)
+    ok = end is RunState.SUCCEEDED
     if not ok and not error:
-        error = encode_error(state.value, f"child run {child} ended as {state.value}", path)
+        error = encode_error(end.value, f"child run {child} ended as {end.value}", path)
     closed = Entry(
         ENTRY_VERSION, Kind.CHILD, path, agent.name, args_digest, Status.OK if ok else Status.FAILED,
         output if ok else error, 1, at_ms, engine.services.now_ms(),
@@ -80,17 +98,33 @@ async def _child_end(
 ) -> tuple[RunState, bytes, bytes]:
     """How the child ended; makes it first where it does not exist (or a crash came between journal and submission)."""
     while True:
-        outcome = await engine.services.child_outcome(child)
-        if outcome is not None and outcome[0] in TERMINAL:
-            return outcome
-        future = asyncio.get_running_loop().create_future()
-        engine.waits[path] = (Wait(child, None), future)
-        if outcome is None:
-            new = child_run(child, path, agent.name, plain, engine.job, engine.job.root or engine.claim.id)
-            if not await engine.services.store.submit_child(new, parent=engine.claim.id, fence=engine.claim.fence):
-                engine.drop()
-                raise RunAborted
+        # Asking is a step under way: the run must not be unloaded without this child among its waits.
+        engine.active += 1
+        try:
+            outcome = await engine.services.child_outcome(child)
+            if outcome is not None and outcome[0] in TERMINAL:
+                return outcome
+            future = asyncio.get_running_loop().create_future()
+            engine.waits[path] = (Wait(child, None), future)
+            if outcome is None:
+                await _make_child(engine, path, child, agent, plain)
+        except BaseException:
+            engine.waits.pop(path, None)
+            raise
+        finally:
+            engine.active -= 1
+            engine.step_over()
         await engine.waiting(path, future)
+
+
+async def _make_child(engine: "RunEngine", path: str, child: str, agent: Agent[Any, Any], plain: Any) -> None:
+    # The step is part of the lineage: two children that ask for the same things are not one.
+    new = child_run(child, agent.name, plain, engine.job, f"{engine.lineage}/{path}")
+    engine.check_size(f"the input of agent {agent.name!r}", new.job)
+    submit, claim = engine.services.store.submit_child, engine.claim
+    if not await engine.services.committer.insist(lambda: submit(new, parent=claim.id, fence=claim.fence)):
+        engine.drop()
+        raise RunAborted
 
 
 def _child_result(agent: Agent[Any, Any], entry: Entry) -> Any:
@@ -110,16 +144,20 @@ async def checkpoint(engine: "RunEngine", state: Any) -> None:
         )
     await engine.may_start()
     if engine.replay:
-        engine.replay.verify_end()
+        try:
+            engine.replay.verify_end()
+        except Divergence as error:
+            engine.diverged(error)
     payload = to_json(state)
-    if len(payload) > engine.services.payload_limit_bytes:
-        raise PayloadTooLarge(engine.too_large("the checkpoint", len(payload)))
+    engine.check_size("the checkpoint", payload)
     number = engine.checkpoints + 1
     now_ms = engine.services.now_ms()
     raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms)
-    answer = await engine.services.store.compact(engine.claim.id, engine.claim.fence, engine.journal_length, raw)
+    compact, claim, length = engine.services.store.compact, engine.claim, engine.journal_length
+    answer = await engine.services.committer.insist(lambda: compact(claim.id, claim.fence, length, raw))
+    if answer == "GAP":
+        engine.lost_track("its owner lost track of the journal")
     if answer != "OK":
         engine.drop()
         raise RunAborted
     engine.compacted(payload, number)
-    SCOPE.set(Scope(task, f"c{number}."))

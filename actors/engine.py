@@ -1,59 +1,53 @@
 """The run engine's shell: drives one claimed run on a host's event loop, step by step, from replay to its end."""
 
 import asyncio
-import functools
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Coroutine
+from enum import Enum
 from typing import Any, Final, NoReturn
 
-import msgspec
-
-from actors.attempts import Outcome
-from actors.contract import Agent, Tool
-from actors.core.identity import Scope, idempotency_key
-from actors.core.outcome import Unknown, after_crash
+from actors.contract import Agent
+from actors.core.identity import Scope
 from actors.core.parking import Wait, parking
 from actors.core.replay import Asked, Divergence, Replay
-from actors.errors import PayloadTooLarge, RunAborted, StepFailed
+from actors.errors import PayloadTooLarge, RunAborted
 from actors.job import decode_job
-from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, decode_error, encode_entry, encode_error
+from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
-from actors.verdict import Verdict, failed, unknown
+from actors.verdict import Verdict, failed, failure, unproven
 from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Finish, Park
 
 PARK_WORTH_MS: Final = 1000
+STOP_AGAIN_S: Final = 1.0
+MOST_STOPS: Final = 3
 _QUIET_S: Final = 0.02
 _LOG: Final = logging.getLogger("penstock.run")
 
 
+class Phase(Enum):
+    """How far a run has come on this host."""
+
+    NEW = 0
+    EXECUTING = 1
+    CLOSING = 2
+    CLOSED = 3
+
+
 class RunEngine:
-    """One run on one host. Ends by telling the store an end, or by letting go (unloaded, fenced off, handed back)."""
+    """One run on one host. Ends by telling the store an end, or by letting go (unloaded, fenced off, handed back).
+
+    ``leaving``: this host must not write for the run any more. ``_verdict``: how the run is to end, whatever its code
+    does. ``_departing``: why the run is to be handed back. Each of them stops the agent's code at its next step.
+    """
 
     __slots__ = (
-        "_branches",
-        "_buffer",
-        "_deadline",
-        "_effects",
-        "_idle",
-        "_length",
-        "_quiet_scheduled",
-        "_task",
-        "_verdict",
-        "active",
-        "agent",
-        "cancel_reason",
-        "checkpoint",
-        "checkpoints",
-        "claim",
-        "job",
-        "leaving",
-        "parked_until_ms",
-        "replay",
-        "run",
-        "services",
+        "_again", "_branches", "_buffer", "_closed", "_deadline", "_departing", "_effects", "_journal_lost", "_length",
+        "_parking", "_phase", "_quiet_scheduled", "_stops", "_task", "_verdict", "active", "agent", "checkpoint",
+        "checkpoints", "claim", "host", "job", "leaving", "lineage", "parked_until_ms", "replay", "run", "services",
         "waits",
     )  # fmt: skip
 
@@ -61,24 +55,31 @@ class RunEngine:
         self.claim = claim
         self.agent = agent
         self.services = services
+        self.host = services.host
         self.run = Run(self)
         self.job = decode_job(claim.job)
-        self.cancel_reason = claim.cancel
-        self.leaving = False
-        self.parked_until_ms: int | None = None
-        self._length = len(claim.journal)
+        self.lineage = self.job.root or claim.id
         self.replay: Replay | None = None
         self.checkpoint: bytes | None = None
         self.checkpoints = 0
-        self._buffer: list[bytes] = []
         self.active = 0
-        self._effects = 0
-        self._idle: asyncio.Future[None] | None = None
         self.waits: dict[str, tuple[Wait, asyncio.Future[None]]] = {}
-        self._branches: list[asyncio.Task[Any]] = []
-        self._quiet_scheduled = False
+        self.leaving = False
+        self.parked_until_ms: int | None = None
+        self._length = len(claim.journal)
+        self._buffer: list[bytes] = []
+        self._branches: set[asyncio.Task[Any]] = set()
+        self._effects: set[asyncio.Task[Any]] = set()
         self._verdict: Verdict | None = None
+        self._departing = ""
+        self._journal_lost = False
+        self._parking: asyncio.Future[str | None] | None = None
+        self._quiet_scheduled = False
+        self._phase = Phase.NEW
+        self._stops = 0
+        self._again: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._closed: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -92,43 +93,40 @@ class RunEngine:
     # Driving
 
     async def _drive(self) -> None:
-        try:
-            verdict = await self._execute()
-            if verdict is not None and not self.leaving:
-                await self._end(verdict)
-        except Exception:
-            # A defect of ours: the run keeps its owner until this host is gone, and another one tries.
-            _LOG.exception("run %s: the engine failed", self.claim.id)
-        finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            self.services.gone(self)
+        verdict = await self._execute()
+        if self._phase is Phase.EXECUTING:
+            await self._close(verdict)
 
     async def _execute(self) -> Verdict | None:
         """Runs the agent's code and says how the run ends; None when it is only leaving this host."""
-        SCOPE.set(Scope(asyncio.current_task()))
-        verdict: Verdict | None
+        self._phase = Phase.EXECUTING
+        SCOPE.set(Scope(asyncio.current_task(), self))
         try:
             self._load_journal()
-            if self.cancel_reason:
-                self.request_cancel(self.cancel_reason)
-            payload = self.agent.input.check(self.job.input)
-            value = await self.agent.function(self.run, payload)
-            verdict = self._success(value)
+            if self._ends_before_it_starts():
+                return None
+            payload = self.agent.input.restore(self.job.input)
+            return self._success(await self.agent.function(self.run, payload))
         except asyncio.CancelledError:
-            verdict = None if self.leaving else self._verdict or failed("CancelledError", "the agent cancelled itself")
-        except Divergence as error:
-            verdict = failed("ReplayDivergence", str(error), error.step, "replay_divergence")
-        except StepFailed as error:
-            verdict = failed(error.error_class, error.message, error.step)
-        except Exception as error:
-            verdict = failed(type(error).__name__, str(error))
-        finally:
-            # What the agent started and did not await must not go on without it.
-            for branch in self._branches:
-                if not branch.done():
-                    branch.cancel()
-        return self._verdict or verdict
+            if self._verdict is not None or self.leaving or self._departing:
+                return None
+            if self.services.closing():
+                self.leaving = True
+                return None
+            return failed("CancelledError", "the agent cancelled itself")
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # Also SystemExit and KeyboardInterrupt: an agent's code must not end the host.
+            return failure(error)
+
+    def _ends_before_it_starts(self) -> bool:
+        """Whether nothing is to be run: unless an effect's outcome is open, for that is made certain first."""
+        if self.claim.cancel:
+            self.request_cancel(self.claim.cancel)
+        if self.leaving or self._departing:
+            return True
+        return self._verdict is not None and (self.replay is None or self.replay.open_effect() is None)
 
     def _load_journal(self) -> None:
         if not self.claim.journal:
@@ -136,90 +134,126 @@ class RunEngine:
         replay = Replay(decode_entry(raw) for raw in self.claim.journal)
         self.claim = self.claim._replace(journal=[])
         if replay.checkpoint is not None:
-            self.checkpoint = replay.checkpoint.payload
-            self.checkpoints = int(replay.checkpoint.step)
-            SCOPE.set(Scope(asyncio.current_task(), f"c{self.checkpoints}."))
+            self.compacted(replay.checkpoint.payload, int(replay.checkpoint.step), self._length)
         self.replay = replay
 
     def _success(self, value: Any) -> Verdict:
         if self.replay is not None:
             self.replay.verify_end()
         output = self.agent.output.dump(self.agent.output.check(value))
-        if len(output) > self.services.payload_limit_bytes:
-            raise PayloadTooLarge(self.too_large("the agent's result", len(output)))
+        self.check_size("the agent's result", output)
         return Verdict(RunState.SUCCEEDED, "", output)
 
-    async def _end(self, verdict: Verdict) -> None:
-        """Tells the store the end, after the effects that are still under way have been recorded."""
-        await self._effects_over()
+    async def _close(self, verdict: Verdict | None) -> None:
+        """Ends the run or lets go of it; the agent's code is over, or is given up."""
+        self._phase = Phase.CLOSING
+        for branch in tuple(self._branches):
+            # What the agent started and did not await must not go on without it.
+            branch.cancel()
+        try:
+            if self._parking is not None:
+                # Something woke the run while the store was being told to unload it: which came first?
+                await asyncio.wait((self._parking,))
+            while self._effects:
+                await asyncio.wait(tuple(self._effects))
+            if not self.leaving:
+                await self._conclude(self._verdict or verdict)
+        except Exception:
+            # A defect of ours: the host hands back what it owns and nobody drives.
+            _LOG.exception("run %s: the engine failed", self.claim.id)
+        finally:
+            self._phase = Phase.CLOSED
+            for timer in (self._deadline, self._again):
+                if timer is not None:
+                    timer.cancel()
+            if self._closed is not None:
+                wake(self._closed)
+            self.services.gone(self)
+
+    async def _conclude(self, verdict: Verdict | None) -> None:
+        if self._buffer and verdict is not None and not self._journal_lost:
+            with contextlib.suppress(RunAborted):
+                await self.write([], 0)
         if self.leaving:
             return
-        if self._buffer:
-            await self.write([], 0)
-        if not self.leaving:
-            end = Finish(self.claim.id, self.claim.fence, verdict.state, verdict.reason, verdict.output, verdict.error)
-            await self.services.committer.finish(end)
+        if verdict is None or self._journal_lost:
+            await self._hand_back()
+            return
+        opened = None if self.replay is None else self.replay.open_effect()
+        if opened is not None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
+            verdict = unproven(opened, verdict)
+        end = Finish(self.claim.id, self.claim.fence, verdict.state, verdict.reason, verdict.output, verdict.error)
+        await self.services.committer.finish(end)
 
-    # Steps
+    async def _hand_back(self) -> None:
+        self.leaving = True
+        partition, runs = int(self.claim.id[:2], 16), [(self.claim.id, self.claim.fence)]
+        release = self.services.store.release
+        await self.services.committer.insist(lambda: release(partition, self.host, self._departing, runs))
 
-    async def step(self, path: str, tool: Tool[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One tool call: recorded, or made and then recorded."""
-        values, args_digest = tool.signature.bind(args, kwargs)
-        entry = self.ask(path, Kind.CALL, tool.name, args_digest)
-        if entry is not None and entry.status != Status.OPEN:
-            return _recorded(tool, entry)
-        await self.may_start()
-        effect = tool.options.risk.is_effect
-        self.active += 1
-        self._effects += effect
-        started_ms = self.services.now_ms()
+    # What steps need
+
+    def ask(self, path: str, kind: Kind, name: str, args_digest: bytes) -> Entry | None:
+        """What the journal has for a step; None on new ground. A divergence ends the run."""
+        if not self.replay:
+            return None
         try:
-            if effect:
-                await self._intend(path, tool, args_digest, entry, started_ms)
-            outcome = await self.services.attempts.perform(
-                tool, values, run_id=self.claim.id, step=path,
-                key=functools.partial(self._key, path, tool.name, args_digest),
-                tenant=self.job.tenant, repeated=entry is not None, lease_renewed=self.services.lease_renewed,
-            )  # fmt: skip
-            if outcome.unknown:
-                self._abort(unknown(path, tool.name, outcome))
-            error = outcome.error
-            if len(outcome.payload) > self.services.payload_limit_bytes:
-                error = "PayloadTooLarge", self.too_large(f"the result of tool {tool.name!r}", len(outcome.payload))
-            payload = outcome.payload if error is None else encode_error(*error, path)
-            status = Status.OK if error is None else Status.FAILED
-            await self.write(
-                [self.entry(Kind.CALL, path, tool.name, args_digest, status, payload, outcome.attempts, started_ms)], 1
-            )
-        finally:
-            self.active -= 1
-            self._effects -= effect
-            self._step_over()
-        if error is not None:
-            raise StepFailed(*error, path)
-        return outcome.value
+            return self.replay.ask(path, Asked(kind, name, args_digest))
+        except Divergence as error:
+            self.diverged(error)
 
-    async def _intend(self, path: str, tool: Tool[Any, Any], args: bytes, entry: Entry | None, at_ms: int) -> None:
-        """Records that an effect is about to be caused; after a crash in one, decides whether it may be sent again."""
-        if entry is None:
-            await self.write([self.entry(Kind.INTENT, path, tool.name, args, Status.OPEN, b"", 0, at_ms)], 0)
-        elif isinstance(after_crash(idempotent=tool.options.idempotent), Unknown):
-            lost = "HostLost", "its host died between intent and receipt, and the tool is not idempotent"
-            self._abort(unknown(path, tool.name, Outcome(0, error=lost, unknown=True)))
+    def diverged(self, error: Divergence) -> NoReturn:
+        """An agent may catch exceptions; this one it must not survive."""
+        self.abort(failure(error))
 
-    def value(self, path: str, name: str, produce: Callable[[], Any]) -> Any:
-        """A recorded value. It is written with the next step, before anything that depends on it can be."""
-        entry = self.ask(path, Kind.VALUE, name, b"")
-        if entry is not None:
-            return msgspec.json.decode(entry.payload)
-        value = produce()
-        now_ms = self.services.now_ms()
-        self._buffer.append(self.entry(Kind.VALUE, path, name, b"", Status.OK, msgspec.json.encode(value), 1, now_ms))
-        return value
+    async def may_start(self, *, resumes: bool = False) -> None:
+        """The step boundary: nothing new starts in a run that is to end or to leave, or without a lease.
 
-    def checkpoint_state(self) -> Any:
-        """The last checkpoint's state."""
-        return None if self.checkpoint is None else msgspec.json.decode(self.checkpoint)
+        An effect that was under way when its host died is resumed even in a run that is to be cancelled.
+        """
+        self._boundary(resumes)
+        if not self.services.lease_holds():
+            await self.services.lease_renewed()
+            self._boundary(resumes)
+
+    def _boundary(self, resumes: bool = False) -> None:
+        if self.leaving or self._departing or self._phase is not Phase.EXECUTING:
+            raise RunAborted
+        if self._verdict is not None and not (resumes and self._verdict.state is RunState.CANCELLED):
+            raise RunAborted
+
+    def effect(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Makes an effect's task: nothing but the loss of the run ends it early."""
+        # Not by the loop, whose factory would number it as a branch of the agent's.
+        task = asyncio.Task(work, loop=asyncio.get_running_loop())
+        self._effects.add(task)
+        self.active += 1
+        task.add_done_callback(self._effect_over)
+        return task
+
+    def _effect_over(self, task: "asyncio.Task[Any]") -> None:
+        self._effects.discard(task)
+        self.active -= 1
+        if not task.cancelled():
+            task.exception()  # its step's future has it, if anybody waits for that
+        self.step_over()
+
+    def compacted(self, payload: bytes, number: int, length: int = 1) -> None:
+        """The journal begins with this checkpoint; steps are numbered anew from it."""
+        self.checkpoint, self.checkpoints, self._length = payload, number, length
+        self._buffer.clear()
+        SCOPE.set(Scope(asyncio.current_task(), self, f"c{number}."))
+
+    def branch_started(self, task: "asyncio.Task[Any]") -> None:
+        """The agent has started a task of its own."""
+        self._branches.add(task)
+        task.add_done_callback(self._branches.discard)
+
+    def check_size(self, what: str, payload: bytes) -> None:
+        """Refuses what the store is not to hold."""
+        limit = self.services.payload_limit_bytes
+        if len(payload) > limit:
+            raise PayloadTooLarge(what, len(payload), limit)
 
     # The journal
 
@@ -233,16 +267,6 @@ class RunEngine:
         """How many entries the journal has, as this owner believes."""
         return self._length
 
-    def ask(self, path: str, kind: Kind, name: str, args_digest: bytes) -> Entry | None:
-        """What the journal has for a step; None on new ground. A divergence ends the run."""
-        if not self.replay:
-            return None
-        try:
-            return self.replay.ask(path, Asked(kind, name, args_digest))
-        except Divergence as error:
-            # An agent may catch exceptions; this one it must not survive.
-            self._abort(failed("ReplayDivergence", str(error), error.step, "replay_divergence"))
-
     def entry(
         self, kind: Kind, path: str, name: str, args: bytes, status: Status, payload: bytes, attempts: int, at_ms: int
     ) -> bytes:
@@ -251,9 +275,13 @@ class RunEngine:
             Entry(ENTRY_VERSION, kind, path, name, args, status, payload, attempts, at_ms, self.services.now_ms())
         )
 
+    def later(self, entry: bytes) -> None:
+        """Has an entry written with the next one, before anything that depends on it can be."""
+        self._buffer.append(entry)
+
     async def write(self, entries: list[bytes], finished: int) -> None:
         """Appends entries, after the values that were produced since the last time, and obeys what the store says."""
-        if self.leaving:
+        if self.leaving or self._journal_lost or self._phase is Phase.CLOSED:
             raise RunAborted
         if self._buffer:
             entries = self._buffer + entries
@@ -261,15 +289,30 @@ class RunEngine:
         claim = self.claim
         append = Append(claim.id, claim.fence, self._length, finished, entries)
         self._length += len(entries)
-        said = await self.services.committer.append(append)
+        try:
+            said = await self.services.committer.append(append)
+        except Exception as error:
+            if self.leaving:
+                raise RunAborted from None
+            self.lost_track(f"the store refused a write: {error}")
         if said is None:
             return
         if said == "CANCEL":
             self.request_cancel("cancelled")
+        elif said == "GAP":
+            self.lost_track("its owner lost track of the journal")
         else:
             _LOG.warning("run %s: the store refused a write (%s): this host's ownership is over", claim.id, said)
-            self.drop(hand_back=said == "GAP")
+            self.drop()
             raise RunAborted
+
+    def lost_track(self, reason: str) -> NoReturn:
+        """What the journal has is not what this owner believes: whoever claims the run next reads it anew."""
+        _LOG.warning("run %s is handed back: %s", self.claim.id, reason)
+        self._journal_lost = True
+        self._departing = self._departing or reason
+        self._stop()
+        raise RunAborted
 
     async def record(self, raw: bytes, finished: int = 1) -> None:
         """Appends an entry as a step of its own, so that the run is not unloaded meanwhile."""
@@ -278,58 +321,39 @@ class RunEngine:
             await self.write([raw], finished)
         finally:
             self.active -= 1
-            self._step_over()
+            self.step_over()
 
-    def _key(self, path: str, tool: str, args: bytes) -> str:
-        return idempotency_key(self.job.root or self.claim.id, path, tool, args)
-
-    def too_large(self, what: str, size: int) -> str:
-        """The text that names the limit and the fix."""
-        return (
-            f"{what} has {size} bytes, the limit is {self.services.payload_limit_bytes} "
-            "(PENSTOCK_PAYLOAD_LIMIT_BYTES). Keep large data elsewhere and pass a reference to it"
-        )
-
-    # Waiting, cancelling, leaving
+    # Waiting
 
     async def waiting(self, path: str, future: "asyncio.Future[None]") -> None:
         """Awaits what ``waits[path]`` says; the run may be unloaded meanwhile, and then this does not return."""
-        self._step_over()
+        self.step_over()
         try:
             await future
         finally:
             self.waits.pop(path, None)
+            self.step_over()
         self._boundary()
 
-    def compacted(self, payload: bytes, number: int) -> None:
-        """The journal is now just this checkpoint."""
-        self.checkpoint, self.checkpoints, self._length = payload, number, 1
-        self._buffer.clear()
+    def child_ended(self) -> None:
+        """A child run has ended: the waits for children look again."""
+        for wait, future in list(self.waits.values()):
+            if wait.child is not None:
+                wake(future)
 
-    async def may_start(self) -> None:
-        """The step boundary: nothing new starts in a run that is to end or to leave, or without a lease."""
-        self._boundary()
-        if not self.services.lease_holds():
-            await self.services.lease_renewed()
-            self._boundary()
-
-    def _boundary(self) -> None:
-        if self.leaving or self._verdict is not None:
-            raise RunAborted
-
-    def _step_over(self) -> None:
-        if self._idle is not None and not self._effects and not self._idle.done():
-            self._idle.set_result(None)
-        if self._verdict is not None and not self._effects:
-            self._stop_task()
-        elif self.waits and not self.active and not self._quiet_scheduled:
+    def step_over(self) -> None:
+        """A step has ended, or a wait has begun or ended: is waiting all that the run still does?"""
+        if self.waits and not self.active and not self._quiet_scheduled:
             self._quiet_scheduled = True
             asyncio.get_running_loop().call_later(_QUIET_S, self._quiet)
 
     def _quiet(self) -> None:
         """Unloads the run when all that it does is wait."""
         self._quiet_scheduled = False
-        if self.leaving or self._verdict is not None or self._task is None or self._task.done():
+        if self.leaving or self._phase is not Phase.EXECUTING:
+            return
+        if self._verdict is not None or self._departing:
+            self._stop()
             return
         waits = [wait for wait, _ in self.waits.values()]
         parked = parking(waits, active_steps=self.active, now_ms=self.services.now_ms(), worth_ms=PARK_WORTH_MS)
@@ -338,73 +362,69 @@ class RunEngine:
         self.leaving = True
         self.parked_until_ms = parked.due_ms
         park = Park(self.claim.id, self.claim.fence, parked.reason, parked.due_ms, parked.children)
-        self.services.committer.park(park).add_done_callback(self._parked)
+        self._parking = self.services.committer.park(park)
+        self._parking.add_done_callback(self._parked)
 
     def _parked(self, answer: "asyncio.Future[str | None]") -> None:
-        if not answer.cancelled() and answer.exception() is None and answer.result() == "CANCEL":
-            self.leaving = False
-            self.request_cancel("cancelled")
-        else:
-            self._stop_task()
+        if answer.cancelled() or answer.exception() is not None:
+            self.leaving, self._departing = False, "the store refused to unload it"
+        elif answer.result() == "CANCEL":
+            self.leaving, self._verdict = False, Verdict(RunState.CANCELLED, "cancelled")
+        self._parking = None
+        self._stop()
 
-    def child_ended(self) -> None:
-        """A child run has ended: the waits for children look again."""
-        for wait, future in list(self.waits.values()):
-            if wait.child is not None:
-                wake(future)
+    # Ending and leaving
 
     def request_cancel(self, reason: str) -> None:
         """Ends the run as cancelled at its next step boundary; an effect that is under way comes to its end first."""
-        if self._verdict is None and not self.leaving:
-            self.cancel_reason = reason
+        if self._verdict is None and not self.leaving and self._phase in (Phase.NEW, Phase.EXECUTING):
             self._verdict = Verdict(RunState.CANCELLED, reason)
-            if not self._effects:
-                self._stop_task()
+            self._stop()
 
-    def drop(self, *, hand_back: bool = False) -> None:
-        """Lets go of the run without a word to its record: it belongs to somebody else, or goes back to the queue."""
-        if not self.leaving:
-            self.leaving = True
-            if hand_back:
-                asyncio.get_running_loop().create_task(self._hand_back("its owner lost track of the journal"))
-            self._stop_task()
+    def abort(self, verdict: Verdict) -> NoReturn:
+        """Ends the run from inside, past whatever its code does. What is unknown stays so, whatever else was said."""
+        if self._verdict is None or verdict.state is RunState.CONFIRMATION_UNKNOWN:
+            self._verdict = verdict
+        self._stop()
+        raise RunAborted
+
+    def drop(self) -> None:
+        """Lets go of the run without a word to its record: it belongs to somebody else."""
+        self.leaving = True
+        current = asyncio.current_task()
+        for effect in tuple(self._effects):
+            if effect is not current:
+                effect.cancel()
+        self._stop()
 
     async def leave(self, reason: str) -> None:
         """Hands the run back at its next step boundary (drain). An effect that is under way is awaited."""
-        await self._effects_over()
-        if self.leaving or self._verdict is not None:
+        if self._phase is Phase.CLOSED:
             return
-        self.leaving = True
-        await self._hand_back(reason)
-        self._stop_task()
+        if not self.leaving and self._verdict is None and self._phase in (Phase.NEW, Phase.EXECUTING):
+            self._departing = reason
+            self._stop()
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._closed)
 
-    async def _effects_over(self) -> None:
-        while self._effects:
-            if self._idle is None or self._idle.done():
-                self._idle = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._idle)
+    def _stop(self) -> None:
+        """Cancels the agent's code. Code may swallow that: it is cancelled again, and in the end it is given up."""
+        task = self._task
+        if self._phase is not Phase.EXECUTING or task is None:
+            return
+        if asyncio.current_task() is not task:
+            task.cancel()
+        if self._again is None:
+            self._again = asyncio.get_running_loop().call_later(STOP_AGAIN_S, self._stop_again)
 
-    async def _hand_back(self, reason: str) -> None:
-        claim = self.claim
-        await self.services.store.release(int(claim.id[:2], 16), self.services.host, reason, [(claim.id, claim.fence)])
-
-    def branch_started(self, task: "asyncio.Task[Any] | None") -> None:
-        """A task of the agent's own has asked for its first step."""
-        if task is not None:
-            self._branches.append(task)
-
-    def _abort(self, verdict: Verdict) -> NoReturn:
-        self._verdict = self._verdict or verdict
-        self._stop_task()
-        raise RunAborted
-
-    def _stop_task(self) -> None:
-        if self._task is not None and not self._task.done() and asyncio.current_task() is not self._task:
-            self._task.cancel()
-
-
-def _recorded(tool: Tool[Any, Any], entry: Entry) -> Any:
-    if entry.status == Status.FAILED:
-        error = decode_error(entry.payload)
-        raise StepFailed(error.error_class, error.message, entry.step)
-    return tool.signature.result.load(entry.payload)
+    def _stop_again(self) -> None:
+        self._again = None
+        if self._phase is not Phase.EXECUTING:
+            return
+        self._stops += 1
+        if self._stops < MOST_STOPS:
+            self._stop()
+            return
+        _LOG.error("run %s: its code does not stop when it is cancelled; the run goes on without it", self.claim.id)
+        self._task = asyncio.get_running_loop().create_task(self._close(None))

@@ -16,6 +16,7 @@ from actors.engine import RunEngine
 from actors.journal import encode_error
 from actors.placement import home_partitions
 from actors.registry import App
+from actors.scope import number_branches
 from actors.watch import Watch
 from actors.watchdog import Watchdog
 from cluster.config import Settings
@@ -28,6 +29,7 @@ from cluster.store import Store
 _CLAIM_MOST: Final = 64
 _CLAIM_WORTH: Final = 8
 _POLLED_PARTITIONS: Final = 16
+_STRAYS_EVERY_BEATS: Final = 10
 _LOG: Final = logging.getLogger("penstock.host")
 
 
@@ -40,7 +42,6 @@ class HostRuntime:
         self.label = label
         self.host = ""
         self.runs: dict[str, RunEngine] = {}
-        self.draining = False
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.store: Store
         self.committer: Committer
@@ -63,6 +64,10 @@ class HostRuntime:
         self._fires: dict[int, asyncio.TimerHandle] = {}
         self._poll_from = 0
         self._stopped = False
+        self._leaving = False
+        self._marked = False
+        self._heart: asyncio.Task[None] | None = None
+        self._beats = 0
         self._watchdog = Watchdog(settings, self) if watchdog else None
         self._served = [part for agent in app.agents.values() for part in (agent.name, agent.version)]
 
@@ -75,6 +80,10 @@ class HostRuntime:
     def draw(self) -> float:
         """A uniform random number in [0, 1)."""
         return random.random()  # noqa: S311 - jitter and agents' dice, no secret
+
+    def closing(self) -> bool:
+        """Whether this host is being closed, or its event loop is: the loop cancels all tasks at once."""
+        return self._stopped or self._heart is None or self._heart.done() or self._heart.cancelling() > 0
 
     def lease_holds(self) -> bool:
         """Whether this host may start anything: nobody can have taken its runs yet."""
@@ -105,6 +114,7 @@ class HostRuntime:
 
     async def start(self) -> None:
         """Connects, registers, and begins to claim."""
+        number_branches(self.loop)
         self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
         self.committer = Committer(self.store, lambda: self.host)
         self.attempts = Attempts(self.loop.time, self.draw)
@@ -114,7 +124,7 @@ class HostRuntime:
         await self._register()
         if self._watchdog is not None:
             self._watchdog.start()
-        self._keep(self._heartbeats())
+        self._heart = self._keep(self._heartbeats())
         self._keep(self._claims())
         self._keep(self._bury_namesakes())
         _LOG.info("host %s serves %s", self.host, ", ".join(sorted(self.app.agents)))
@@ -139,11 +149,13 @@ class HostRuntime:
         await self._beat(json.dumps(info))
 
     async def _beat(self, info: str = "") -> None:
-        sent = self.loop.time()
-        beat = await self.store.heartbeat(self.host, info)
+        sent, host = self.loop.time(), self.host
+        beat = await self.store.heartbeat(host, info)
         heard = self.loop.time()
         if not beat.standing:
-            await self._identity_lost()
+            await self._identity_lost(host)
+            return
+        if host != self.host:
             return
         self._clock_base_ms = beat.server_ms - (sent + heard) / 2 * 1000
         self._lease_until = sent + self.settings.lease_s
@@ -151,12 +163,11 @@ class HostRuntime:
         for dead in beat.expired:
             if dead != self.host:
                 self._reap_soon(dead)
-        if beat.draining != self.draining:
-            self.draining = beat.draining
-            if self.draining:
-                self._keep(self.drain())
-            else:
-                self._poke(self.store.partitions)
+        if beat.draining != self._marked:
+            self._marked = beat.draining
+            if self._marked:
+                self._keep(self._hand_back_all())
+            self._poke(self.store.partitions)
         self._home = home_partitions(self.host, beat.live, len(self.store.partitions))
         if beat.live != self._watched:
             await self._watch_others(beat.live)
@@ -176,6 +187,9 @@ class HostRuntime:
                 await self._poll()
             except StoreError as error:
                 _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
+            except Exception:
+                # Whatever it was: without a heartbeat all that this host does would stop.
+                _LOG.exception("host %s: heartbeat failed", self.host)
 
     async def _poll(self) -> None:
         """The net below the messages: some partitions a beat, all of them in turn."""
@@ -186,15 +200,22 @@ class HostRuntime:
         self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
             engine.child_ended()
+        self._beats += 1
+        if self._beats % _STRAYS_EVERY_BEATS == 0:
+            await self._release_strays()
 
-    async def _identity_lost(self) -> None:
+    async def _identity_lost(self, lost: str) -> None:
         """Others have taken this host for dead: all that it had is theirs. It comes back as somebody new."""
-        _LOG.warning("host %s was declared dead; %d runs dropped, coming back anew", self.host, len(self.runs))
         async with self._claiming:
+            if self.host != lost:
+                return
+            _LOG.warning("host %s was declared dead; %d runs dropped, coming back anew", lost, len(self.runs))
             for engine in list(self.runs.values()):
                 engine.drop()
             self._new_identity()
             await self._register()
+        # Whoever declared it dead may have died before all partitions knew.
+        self._reap_soon(lost)
         self._poke(self.store.partitions)
 
     # Claiming
@@ -215,7 +236,7 @@ class HostRuntime:
                 await self.lease_renewed()
                 try:
                     await self._claim_some(free)
-                except StoreError as error:
+                except Exception as error:
                     _LOG.warning("host %s: claiming failed: %s", self.host, error)
                     await asyncio.sleep(0.2)
 
@@ -228,17 +249,21 @@ class HostRuntime:
             del self._dirty[partition]
         async with self._claiming:
             host = self.host
-            answers = await asyncio.gather(*(self.store.claim(p, host, most, self._served) for p in partitions))
-            if any(answer is None for answer in answers):
-                self._poke(partitions)
+            if self.draining:
+                return
+            claims = (self.store.claim(partition, host, most, self._served) for partition in partitions)
+            answers = await asyncio.gather(*claims, return_exceptions=True)
             for partition, answer in zip(partitions, answers, strict=True):
-                if answer is None:
-                    continue
-                left, claims = answer
-                if left:
+                if answer is None or isinstance(answer, BaseException) or answer[0]:
                     self._dirty[partition] = None
-                for claim in claims:
-                    self._begin(claim)
+                if isinstance(answer, tuple):
+                    for claim in answer[1]:
+                        self._begin(claim)
+        if None in answers:
+            await self._identity_lost(host)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     def _begin(self, claim: Claim) -> None:
         old = self.runs.get(claim.id)
@@ -258,7 +283,10 @@ class HostRuntime:
         self._keep(self._release_strays())
 
     async def _release_strays(self) -> None:
-        """After a lost connection: a claim's answer may have been lost, and its runs with it. Hand those back."""
+        """Hands back what this host owns by the store and knows nothing of.
+
+        After a lost connection that is a claim whose answer was lost; at other times, a defect of ours.
+        """
         async with self._claiming:
             for partition in self.store.partitions:
                 strays = await self.store.owned(partition, self.host) - self.runs.keys()
@@ -332,16 +360,32 @@ class HostRuntime:
 
     # Leaving
 
+    @property
+    def draining(self) -> bool:
+        """Whether this host claims nothing: for good, or for as long as its mark in the store says so."""
+        return self._leaving or self._marked
+
     async def drain(self) -> int:
-        """Claims nothing more and hands all runs back at their next step boundaries; how many."""
-        self.draining = True
-        engines = list(self.runs.values())
+        """Claims nothing more, whatever the store says, and hands all runs back at their next step boundaries.
+
+        Returns how many there were. Effects that are under way come to their end first.
+        """
+        self._leaving = True
+        return await self._hand_back_all()
+
+    async def _hand_back_all(self) -> int:
+        async with self._claiming:
+            engines = list(self.runs.values())
         await asyncio.gather(*(engine.leave(f"host {self.label} drains") for engine in engines))
         return len(engines)
 
     async def stop(self) -> None:
         """Drains, gives its lease up and closes everything."""
         await self.drain()
+        if self._heart is not None:
+            # A beat after the lease is given up would make this host come back under a new identity.
+            self._heart.cancel()
+            await asyncio.wait((self._heart,))
         for partition in self.store.partitions:
             await self.store.reap(partition, self.host, b"")
         await self.store.forget_host(self.host)
@@ -358,6 +402,7 @@ class HostRuntime:
             engine.drop()
         for timer in self._fires.values():
             timer.cancel()
+        self.committer.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -112,13 +112,16 @@ def new_run(job: Job, batch: str, partitions: int) -> NewRun:
     )
 
 
-def child_run(run_id: str, step: str, agent: str, payload: Any, parent: JobRecord, root: str) -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant and grants."""
+def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str) -> NewRun:
+    """What the store is asked to make for a child run: it has its parent's value, tenant and grants.
+
+    ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
+    """
     record = _ENCODER.encode(
-        JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, root)
+        JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage)
     )
     rank = RANKS[ValueClass(parent.value)]
-    return NewRun(run_id, f"{root}:{step}", agent, rank, digest(agent, record), record, "", "")
+    return NewRun(run_id, lineage, agent, rank, digest(agent, record), record, "", "")
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from actors import durable
+from actors import durable, steps
 from actors.scope import SCOPE
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Run:
     @property
     def state(self) -> Any:
         """What the last checkpoint saved, as plain data; None before the first one."""
-        return self._engine.checkpoint_state()
+        return durable.state(self._engine)
 
     def call(self, tool: "Tool[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Calls a tool and records its result; a replay gets the recorded one and calls nothing.
@@ -81,7 +81,7 @@ class Run:
             StepFailed: the tool failed for good.
             InvalidValue: the arguments do not fit the tool.
         """
-        return self._engine.step(self._next_step(), tool, args, kwargs)
+        return steps.call(self._engine, self._next_step(), tool, args, kwargs)
 
     def spawn(self, agent: "Agent[I, O]", payload: I, /) -> Awaitable[O]:
         """Starts a child run and awaits its output; this run is unloaded meanwhile.
@@ -99,17 +99,18 @@ class Run:
     def now(self) -> datetime:
         """The time (UTC, by the store's clock), recorded."""
         engine = self._engine
-        moment: int = engine.value(self._next_step(), "now", engine.services.now_ms)
+        moment: int = durable.value(engine, self._next_step(), "now", engine.services.now_ms)
         return datetime.fromtimestamp(moment / 1000, UTC)
 
     def random(self) -> float:
         """A random number in [0, 1), recorded. No secret: it is in the journal."""
-        drawn: float = self._engine.value(self._next_step(), "random", self._engine.services.draw)
+        engine = self._engine
+        drawn: float = durable.value(engine, self._next_step(), "random", engine.services.draw)
         return drawn
 
     def uuid(self) -> uuids.UUID:
         """A random UUID, recorded."""
-        return uuids.UUID(self._engine.value(self._next_step(), "uuid", lambda: str(uuids.uuid4())))
+        return uuids.UUID(durable.value(self._engine, self._next_step(), "uuid", lambda: str(uuids.uuid4())))
 
     async def checkpoint(self, state: Any) -> None:
         """Drops the run's past: from here on a replay starts with :attr:`state` and the steps that follow.
@@ -126,7 +127,9 @@ class Run:
         task = asyncio.current_task()
         scope = SCOPE.get()
         if scope.owner is not task:
+            # A task that was not made through the loop, or before it numbered them.
             scope = scope.branch(task)
             SCOPE.set(scope)
-            self._engine.branch_started(task)
+            if task is not None:
+                self._engine.branch_started(task)
         return scope.next_step()

@@ -26,6 +26,9 @@ class Services(Protocol):
     def draw(self) -> float:
         """A uniform random number in [0, 1)."""
 
+    def closing(self) -> bool:
+        """Whether this process is leaving its event loop, so that a cancellation is nobody's but its own."""
+
     def lease_holds(self) -> bool:
         """Whether this host may still start anything."""
 

@@ -3,7 +3,9 @@
 import msgspec
 
 from actors.attempts import Outcome
-from actors.journal import encode_error
+from actors.core.replay import Divergence
+from actors.errors import StepFailed, described
+from actors.journal import Entry, encode_error
 from cluster.lifecycle import RunState
 
 
@@ -19,6 +21,31 @@ class Verdict(msgspec.Struct, frozen=True):
 def failed(error_class: str, message: str, step: str = "", reason: str = "failed") -> Verdict:
     """A run that failed, and why."""
     return Verdict(RunState.FAILED, reason, b"", encode_error(error_class, message, step))
+
+
+def failure(error: BaseException) -> Verdict:
+    """A run whose code raised."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        # A task group wraps even a single error; what happened is that error.
+        error = error.exceptions[0]
+    if isinstance(error, Divergence):
+        return failed("ReplayDivergence", str(error), error.step, "replay_divergence")
+    if isinstance(error, StepFailed):
+        return failed(error.error_class, error.message, error.step)
+    if isinstance(error, BaseExceptionGroup):
+        inner = "; ".join(": ".join(described(part)) for part in error.exceptions)
+        return failed(type(error).__name__, f"{described(error)[1]}: {inner}")
+    return failed(*described(error))
+
+
+def unproven(entry: Entry, instead_of: Verdict) -> Verdict:
+    """A run that would end with an effect whose intent is recorded and whose outcome nobody has asked for again."""
+    message = (
+        f"tool {entry.name!r}: its host died between intent and receipt, and the run would have ended as "
+        f"{instead_of.state} without asking for it again. Nobody can prove whether its effect happened"
+    )
+    error = encode_error("ConfirmationUnknown", message, entry.step)
+    return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {entry.name} at step {entry.step}", b"", error)
 
 
 def unknown(path: str, tool: str, outcome: Outcome) -> Verdict:

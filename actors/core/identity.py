@@ -1,20 +1,21 @@
 """Step paths: names for steps that do not depend on which one ends first. Pure.
 
-Each asyncio task of a run has a scope of its own. Steps that a task asks for are numbered in its scope; a task that
-was started inside another one gets a branch below it, numbered by the order in which such tasks first ask. Tasks
-start in the order in which they were made, so a replay numbers them alike.
+Each asyncio task of a run has a scope of its own. Steps that a task asks for are numbered in its scope, and the tasks
+that it starts get branches below it, numbered in the order in which it starts them. Both orders are those of the
+agent's code: it does not matter which step or which task ends first.
 """
 
 from cluster.keys import digest
 
 
 class Scope:
-    """Numbering of one task's steps. ``owner`` identifies the task; it is only compared."""
+    """Numbering of one task's steps. ``owner`` identifies the task, ``shell`` its run; both are only passed on."""
 
-    __slots__ = ("_branches", "_prefix", "_steps", "owner")
+    __slots__ = ("_branches", "_prefix", "_steps", "owner", "shell")
 
-    def __init__(self, owner: object, prefix: str = "") -> None:
+    def __init__(self, owner: object, shell: object = None, prefix: str = "") -> None:
         self.owner = owner
+        self.shell = shell
         self._prefix = prefix
         self._steps = 0
         self._branches = 0
@@ -26,8 +27,8 @@ class Scope:
         return step
 
     def branch(self, owner: object) -> "Scope":
-        """The scope of a task that was started inside this one."""
-        scope = Scope(owner, f"{self._prefix}b{self._branches}.")
+        """The scope of a task that is started inside this one."""
+        scope = Scope(owner, self.shell, f"{self._prefix}b{self._branches}.")
         self._branches += 1
         return scope
 

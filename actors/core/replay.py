@@ -73,6 +73,10 @@ class Replay:
             raise Divergence(step, recorded, asked)
         return entry
 
+    def open_effect(self) -> Entry | None:
+        """An effect whose intent is recorded, whose outcome is not, and that has not been asked for again."""
+        return next((entry for entry in self._by_step.values() if entry.kind == Kind.INTENT), None)
+
     def verify_end(self) -> None:
         """To be called when the agent has returned.
 
