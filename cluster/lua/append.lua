@@ -20,7 +20,7 @@ while i <= #ARGV do
     local journal = base .. 'journal:' .. id
     -- Appended in the belief that just those entries are there that the owner knows of, and taken back where that is
     -- wrong: it is right but for calls that are sent again. In parts: Lua's unpack has a limit of some 8,000 values.
-    local length
+    local length = new == 0 and redis.call('LLEN', journal)
     for part = first, i - 1, 4000 do
       length = redis.call('RPUSH', journal, unpack(ARGV, part, math.min(part + 3999, i - 1)))
     end
