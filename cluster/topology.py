@@ -22,7 +22,7 @@ _HANDSHAKE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.05
 
 
-def _pool(url: str) -> redis.ConnectionPool:
+def _pool(url: str, **options: Any) -> redis.ConnectionPool:
     # RESP2: answers of scripts are the same in both protocols, and no push messages come between them.
     try:
         return redis.ConnectionPool.from_url(
@@ -31,6 +31,7 @@ def _pool(url: str) -> redis.ConnectionPool:
             socket_connect_timeout=_HANDSHAKE_S,
             retry=Retry(NoBackoff(), 0),
             driver_info=DriverInfo(name="penstock"),
+            **options,
         )
     except ValueError:
         # Its text may quote a part of the password.
@@ -121,7 +122,9 @@ class Topology:
         return self._lanes.get(node.name) or self._open_lane(node.name, self._node_url(node.host, node.port))
 
     def _open_lane(self, name: str, url: str) -> Lane:
-        pool = _pool(url)
+        # A lane has its own time-outs. redis-py's would end each connection that is idle for 5 s, wrap each write in a
+        # task, and (asyncio.wait_for, Python 3.11) swallow a cancellation that comes with the write's end.
+        pool = _pool(url, socket_timeout=None)
 
         def connect() -> AbstractConnection:
             connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
