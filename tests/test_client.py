@@ -401,6 +401,20 @@ async def test_listing_by_batch_and_state(client: Client) -> None:
         await client.runs(state="sleeping")
 
 
+async def test_a_rare_state_is_found_among_many(client: Client) -> None:
+    await client.submit([job(number) for number in range(1500)], batch="b")
+    claims = await claim_all(client.store)
+    await end(client.store, claims[700:703], RunState.FAILED)
+    await asyncio.sleep(0.005)
+    await end(client.store, claims[:700] + claims[703:])
+    rare = {claim.id for claim in claims[700:703]}
+    assert {run.run_id for run in await client.runs(state="failed", limit=5)} == rare
+    assert {run.run_id for run in await client.runs(batch="b", state="failed")} == rare
+    assert len(await client.runs(state="failed", limit=2)) == 2
+    assert len(await client.runs(batch="b", state="succeeded", limit=600)) == 600
+    assert await client.runs(state="shed") == await client.runs(batch="b", state="shed") == []
+
+
 async def test_show_has_the_job_and_the_journal(client: Client) -> None:
     await client.submit([job(1, metadata={"k": "v"}, tenant="acme", value="high", deadline=500)], batch="b")
     (claim,) = await claim_all(client.store)

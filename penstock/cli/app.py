@@ -268,7 +268,8 @@ def cancel(
     if as_json:
         shown.data({"target": target, "cancelled": count})
     else:
-        say(f"{count:,} runs are cancelled, or will be at their next step" if count else "nothing was left to cancel")
+        runs_are = "1 run is" if count == 1 else f"{count:,} runs are"
+        say(f"{runs_are} cancelled, or will be at the next step" if count else "nothing was left to cancel")
 
 
 @cli.command()

@@ -131,12 +131,16 @@ def runs(found: list["RunSummary"]) -> None:
 
 
 def hosts(found: list["HostView"]) -> None:
-    """The registered hosts."""
-    made = table("host", "state", "lease left", "facts", right=("lease left",))
+    """The registered hosts; what else they tell of themselves is in the JSON."""
+    made = table("host", "state", "lease left", "node", "pid", "up for", "agents", right=("lease left", "pid"))
     for host in found:
-        word = "draining" if host.draining else "alive" if host.alive else "lost"
-        facts = ", ".join(f"{name} {json.dumps(value)}" for name, value in host.info.items())
-        row(made, host.host, word, f"{host.lease_left_s:.1f} s", facts)
+        word = "lost" if not host.alive else "draining" if host.draining else "alive"
+        agents = host.info.get("agents")
+        served = " ".join(f"{name}@{version}" for name, version in agents.items()) if isinstance(agents, dict) else ""
+        since_ms = host.info.get("since_ms")
+        up_for = age(since_ms) if isinstance(since_ms, int) else ""
+        left = f"{host.lease_left_s:.1f} s"
+        row(made, host.host, word, left, host.info.get("node", ""), host.info.get("pid", ""), up_for, served)
     console().print(made)
 
 
