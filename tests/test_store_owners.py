@@ -1,4 +1,4 @@
-"""What an owner writes, against a real server: append, compact, finish, its lease; and what a late or racing one cannot."""
+"""What an owner writes, against a real server, and its lease; and what a late or racing owner cannot write."""
 
 from __future__ import annotations
 
