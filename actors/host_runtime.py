@@ -25,6 +25,7 @@ from cluster.keys import partition_of
 from cluster.lifecycle import RunState
 from cluster.records import Claim
 from cluster.store import Store
+from cluster.tasks import end
 
 _CLAIM_MOST: Final = 64
 _CLAIM_WORTH: Final = 8
@@ -133,7 +134,7 @@ class HostRuntime:
         self.host = f"{self.label}~{uuid.uuid4().hex[:8]}"
         self._watch.rename(self.host)
         if self._listening is not None:
-            self._listening.cancel()
+            self._keep(end([self._listening]))
         self._listening = self._keep(self._listen(self.host))
 
     async def _register(self) -> None:
@@ -158,10 +159,12 @@ class HostRuntime:
         if host != self.host:
             return
         self._clock_base_ms = beat.server_ms - (sent + heard) / 2 * 1000
+        # Whoever was late itself cannot tell: maybe the store was away, and then all are late and about to say so.
+        late = heard >= self._lease_until
         self._lease_until = sent + self.settings.lease_s
         self._lease_ok.set()
         for dead in beat.expired:
-            if dead != self.host:
+            if dead != self.host and not late:
                 self._reap_soon(dead)
         if beat.draining != self._marked:
             self._marked = beat.draining
@@ -184,6 +187,9 @@ class HostRuntime:
             await asyncio.sleep(self.settings.heartbeat_s)
             try:
                 await self._beat()
+                if not self.lease_holds():
+                    # The answer took longer than the lease (the store was away): do not stand still for another period.
+                    await self._beat()
                 await self._poll()
             except StoreError as error:
                 _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
@@ -384,8 +390,7 @@ class HostRuntime:
         await self.drain()
         if self._heart is not None:
             # A beat after the lease is given up would make this host come back under a new identity.
-            self._heart.cancel()
-            await asyncio.wait((self._heart,))
+            await end([self._heart])
         for partition in self.store.partitions:
             await self.store.reap(partition, self.host, b"")
         await self.store.forget_host(self.host)
@@ -403,10 +408,7 @@ class HostRuntime:
         for timer in self._fires.values():
             timer.cancel()
         self.committer.close()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(task for task in self._tasks if task is not asyncio.current_task())
         await self._watch.stop()
         self.attempts.close()
         await self.store.close()

@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import StoreFull, StoreUnavailable
 from cluster.scripts import Script
+from cluster.tasks import end
 
 Argument: TypeAlias = bytes | str | int
 _LOG: Final = logging.getLogger("penstock.store")
@@ -321,9 +322,7 @@ class Lane:
     async def close(self) -> None:
         """Closes the connection; what is unanswered fails with :class:`StoreUnavailable`."""
         self._closed = True
-        self._runner.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._runner
+        await end([self._runner])
         self._fail_all(StoreUnavailable, "this connection to the store has been closed")
 
 

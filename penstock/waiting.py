@@ -10,12 +10,12 @@ from cluster import reader
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import RunRecord
 from cluster.store import Store
+from cluster.tasks import end
 from penstock.errors import NoSuchRun
 
 POLL_S: Final = 0.5
 _FIRST_POLL_S: Final = 0.02
 _SLOTS: Final = 64
-_CANCEL_AGAIN_S: Final = 0.05
 _OVER: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 
 
@@ -32,18 +32,7 @@ async def signals(store: Store, channel: str) -> AsyncIterator[asyncio.Event]:
     try:
         yield told
     finally:
-        await ended(listening)
-
-
-async def ended(task: "asyncio.Task[None]") -> None:
-    """Cancels a task until it has ended.
-
-    Once is not always enough: redis-py connects by ``asyncio.wait_for``, which in Python 3.11 loses a cancellation
-    that comes in the same turn of the loop as the answer.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+        await end([listening])
 
 
 async def told_within(told: asyncio.Event, seconds: float) -> bool:
@@ -96,7 +85,7 @@ class RunWaiter:
     async def close(self) -> None:
         """Stops listening."""
         if self._listening is not None:
-            await ended(self._listening)
+            await end([self._listening])
 
     async def _listen(self) -> None:
         async for message in self._store.listen(*self._channels):
