@@ -12,7 +12,7 @@ from cluster.config import Settings
 from cluster.lifecycle import RunState
 from cluster.records import Claim, Finish
 from cluster.store import Store
-from penstock.waiting import ended
+from cluster.tasks import end as end_tasks
 
 ECHO_SCHEMA = {
     "type": "object",
@@ -73,5 +73,5 @@ async def hand(
     try:
         yield store
     finally:
-        await ended(working)
+        await end_tasks([working])
         await store.close()
