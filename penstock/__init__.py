@@ -1,33 +1,62 @@
-"""Penstock: very many AI agents at once on Ray, each run bounded, resumable, safe to retry and honest."""
+"""Penstock: very many AI agents at once on Ray, each run bounded, resumable, safe to retry and honest.
 
-from typing import TYPE_CHECKING, Any
+Names are imported when they are first used: a command that prints its help needs none of them.
+"""
 
-import penstock.own_rooms  # noqa: F401 - before any other import from a room
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-# isort: split
-from actors.contract import Agent, Tool, ToolCall, agent, tool
-from actors.core.outcome import Risk
-from actors.errors import (
-    Ambiguous,
-    ChildFailed,
-    DefinitionError,
-    InvalidValue,
-    NotApplied,
-    PayloadTooLarge,
-    PenstockError,
-    Rejected,
-    StepFailed,
-    ToolError,
-)
-from actors.job import Job, ValueClass
-from actors.run import Run
-from admission.retry import RetryPolicy
-from cluster.config import Settings
-from cluster.lifecycle import RunState
+import penstock.own_rooms  # noqa: F401 - looks before any other import from a room
 
 if TYPE_CHECKING:
+    from actors.contract import Agent, Tool, ToolCall, agent, tool
+    from actors.core.outcome import Risk
+    from actors.errors import (
+        Ambiguous,
+        ChildFailed,
+        DefinitionError,
+        InvalidValue,
+        NotApplied,
+        PayloadTooLarge,
+        PenstockError,
+        Rejected,
+        StepFailed,
+        ToolError,
+    )
+    from actors.job import Job, ValueClass
+    from actors.run import Run
+    from admission.retry import RetryPolicy
+    from cluster.config import Settings
+    from cluster.lifecycle import RunState
     from penstock.client import Client
     from penstock.sync_client import SyncClient
+
+_HOMES: Final = {
+    "Agent": "actors.contract",
+    "Tool": "actors.contract",
+    "ToolCall": "actors.contract",
+    "agent": "actors.contract",
+    "tool": "actors.contract",
+    "Risk": "actors.core.outcome",
+    "Ambiguous": "actors.errors",
+    "ChildFailed": "actors.errors",
+    "DefinitionError": "actors.errors",
+    "InvalidValue": "actors.errors",
+    "NotApplied": "actors.errors",
+    "PayloadTooLarge": "actors.errors",
+    "PenstockError": "actors.errors",
+    "Rejected": "actors.errors",
+    "StepFailed": "actors.errors",
+    "ToolError": "actors.errors",
+    "Job": "actors.job",
+    "ValueClass": "actors.job",
+    "Run": "actors.run",
+    "RetryPolicy": "admission.retry",
+    "Settings": "cluster.config",
+    "RunState": "cluster.lifecycle",
+    "Client": "penstock.client",
+    "SyncClient": "penstock.sync_client",
+}
 
 __all__ = [
     "Agent",
@@ -58,13 +87,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Hosts import this module for the contract alone; the clients' imports are for those who use them.
-    if name == "Client":
-        from penstock.client import Client
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
 
-        return Client
-    if name == "SyncClient":
-        from penstock.sync_client import SyncClient
 
-        return SyncClient
-    raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

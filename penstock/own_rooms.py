@@ -27,7 +27,13 @@ def check_own_rooms() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.require_rooms()
+    try:
+        module.require_rooms()
+    except ImportError as error:
+        if Path(sys.argv[0]).name == "penstock":
+            # The command: its user needs the message, and not how we came to it.
+            sys.exit(f"penstock: {error}")
+        raise
 
 
 check_own_rooms()
