@@ -71,6 +71,10 @@ class DefinitionError(PenstockError):
     """An agent, a tool or an app is declared in a way that cannot work. The text names it and the fix."""
 
 
+class AgentExit(PenstockError):
+    """A task of an agent's raised SystemExit or KeyboardInterrupt, which would have ended the host's event loop."""
+
+
 def described(error: BaseException) -> tuple[str, str]:
     """An exception's class and text, whatever its author has done to it."""
     try:

@@ -6,6 +6,7 @@ from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from actors.core.identity import Scope
+from actors.errors import AgentExit, described
 
 if TYPE_CHECKING:
     from actors.engine import RunEngine
@@ -40,13 +41,23 @@ def number_branches(loop: asyncio.AbstractEventLoop) -> None:
         branch = scope.branch(None)
         context = options.pop("context", None) or copy_context()
         context.run(SCOPE.set, branch)
-        task = _make(former, loop, work, options | {"context": context})
+        task = _make(former, loop, _contained(work), options | {"context": context})
+        # A task that is cancelled before its first turn never gets to its work.
+        task.add_done_callback(lambda _: work.close())
         branch.owner = task
         cast("RunEngine", scope.shell).branch_started(task)
         return task
 
     make.numbers_branches = True  # type: ignore[attr-defined]
     loop.set_task_factory(make)
+
+
+async def _contained(work: Any) -> Any:
+    """An exception of this kind ends an event loop, and with it all other runs, wherever a task raises it."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise AgentExit(": ".join(described(error))) from error
 
 
 def _make(former: Any, loop: asyncio.AbstractEventLoop, work: Any, options: dict[str, Any]) -> "asyncio.Task[Any]":
