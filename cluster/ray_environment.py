@@ -9,14 +9,16 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
 __all__ = [
     "HEALTH_CHECKS",
     "LOOPBACK",
     "QUIET",
     "environment",
+    "held_signals",
     "is_loopback",
+    "no_ray_messages",
     "own_sigterm",
     "prepare_environment",
     "stay_on_loopback",
@@ -109,3 +111,57 @@ def own_sigterm() -> Iterator[None]:
             utils.set_sigterm_handler = setter
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Hold back the first signal to end until afterwards; a second one comes through at once.
+
+    For the half second in which Ray connects: broken off there, it counts as not connected, cannot be shut down, and
+    the process crashes at its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        held.append(number)
+        if len(held) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # A handler that was not installed by Python is None here, and could not be installed again.
+    before = {number: handler for number in ends if (handler := signal.getsignal(number)) is not None}
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        restore()
+    if len(held) == 1:
+        signal.raise_signal(held[0])
+
+
+@contextlib.contextmanager
+def no_ray_messages() -> Iterator[None]:
+    """Keep Ray from printing its raylets' messages ("A worker died …") on this driver's standard output meanwhile.
+
+    ``log_to_driver=False`` does not: those messages have a thread and a printer of their own.
+    """
+    from ray._private import worker
+
+    printer = getattr(worker, "print_to_stdstream", None)
+    if printer is None:  # pragma: no cover - another Ray
+        yield
+        return
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printer

@@ -27,6 +27,7 @@ from cluster.ray_environment import (
     LOOPBACK,
     QUIET,
     environment,
+    held_signals,
     is_loopback,
     own_sigterm,
     prepare_environment,
@@ -86,7 +87,7 @@ def connect(
     if ray.is_initialized():
         raise RaySessionError("this process is connected to a Ray cluster already: disconnect() first")
     stay_on_loopback(loopback)
-    with own_sigterm():
+    with held_signals(), own_sigterm():
         ray.init(
             address=address,
             namespace=namespace,
@@ -103,8 +104,7 @@ def disconnect() -> None:
         return
     import ray
 
-    if ray.is_initialized():
-        ray.shutdown()
+    ray.shutdown()  # also where connecting has failed half-way: that counts as not initialized, yet holds its node
 
 
 _gcs_clients: dict[str, Any] = {}

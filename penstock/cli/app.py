@@ -308,11 +308,12 @@ def demo(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file as JSON.")
     ] = None,
+    kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill a host half-way.")] = True,
 ) -> None:
     """Show it all: a local cluster, the refund desk's jobs, a host killed half-way, and what became of them."""
     from penstock.demo import run_demo
 
-    raise typer.Exit(run_demo(jobs=jobs, json_file=json_file))
+    raise typer.Exit(run_demo(jobs=jobs, json_file=json_file, kill=kill))
 
 
 @cli.command()
