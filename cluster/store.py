@@ -144,8 +144,16 @@ class Store:
                 await asyncio.sleep(_FULL_PAUSE_S)
 
     async def note_batch(self, batch: str, at_ms: int) -> None:
-        """Enters a batch into the index of batches (first submission wins)."""
-        await self.command(self.keys.batches, "ZADD", self.keys.batches, "NX", at_ms, batch)
+        """Enters a batch into the index of batches (first submission wins), and takes forgotten ones out of it."""
+        key = self.keys.batches
+        await self.command(key, "ZADD", key, "NX", at_ms, batch)
+        # Two out for one in at most: the index stays as large as what is kept, and no call has to clear it.
+        longest_ms = self.settings.retention.milliseconds_of("")
+        for old in await self.command(key, "ZRANGEBYSCORE", key, "-inf", at_ms - longest_ms, "LIMIT", 0, 2):
+            counts = [self.keys.of(partition, f"batch:{old.decode()}") for partition in self.partitions]
+            found = await asyncio.gather(*(self.command(each, "EXISTS", each) for each in counts))
+            if old.decode() != batch and not any(found):
+                await self.command(key, "ZREM", key, old)
 
     async def cancel(self, partition: int, reason: str, run_ids: Sequence[str]) -> list[str]:
         """Cancels runs of one partition; the words of ``cancel.lua`` for each."""

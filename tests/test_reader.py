@@ -130,3 +130,13 @@ async def test_the_newest_batch_comes_first(store: Store) -> None:
     await store.note_batch("old", 99)
     assert await reader.batches(store) == ["young", "middle", "old"]
     assert await reader.batches(store, 1) == ["young"]
+
+
+async def test_batches_that_are_forgotten_leave_the_index(store: Store) -> None:
+    for number in range(5):
+        await store.note_batch(f"forgotten{number}", number)
+    await submit(store, [new(store, batch="kept")], batch="kept")
+    await store.note_batch("kept", 5)
+    for number in range(4):
+        await store.note_batch(f"young{number}", 10**12 + number)
+    assert await reader.batches(store) == ["young3", "young2", "young1", "young0", "kept"]

@@ -36,8 +36,8 @@ class Modelled:
     pinned: str = ""
     journal: list[bytes] = field(default_factory=list)
     cancel: bool = False
+    torn: bool = False
     parent: str = ""
-    waits_for: tuple[str, ...] = ()
     timer: bool = False
     migrations: int = 0
     losses: int = 0
@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert said is None
             run.go("waiting")
-            run.waits_for, run.timer = children, due == 1
+            run.torn, run.timer = False, due == 1
             if any(self.runs[child].over for child in children):
                 self.wake(run)
 
@@ -222,6 +222,7 @@ class StoreMachine(RuleBasedStateMachine):
         for run in owned:
             run.losses = run.losses + 1 if run.mark == len(run.journal) else 1
             run.mark = len(run.journal)
+            run.torn = True
             self.taken(run)
             if run.losses >= MAX_LOSSES:
                 self.end(run, "failed")
@@ -248,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
             return "ended"
         if run.state == "confirmation_unknown":
             return "unknown"
-        if run.state == "running":
+        if run.state == "running" or (run.state == "queued" and run.torn):
             run.cancel = True
             return "asked"
         self.end(run, "cancelled")
@@ -266,6 +267,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (there["state"], int(there["fence"]), int(there["version"])) == (run.state, run.fence, run.version)
             assert audit.journal(run.id) == run.journal
             assert int(there.get("migrations", 0)) == run.migrations
+            assert (("torn" in there), ("cancel" in there)) == (run.torn, run.cancel)
             if run.state == "running":
                 assert there["host"] == run.host
         counted = audit.counts["00"].get("counts", {})

@@ -272,6 +272,8 @@ async def test_of_two_ends_of_an_ownership_one_counts(store: Store, rival: Store
         if not won:
             assert moved == 1
             assert record.state is RunState.QUEUED
+        for left in (await claim(store, "sweeper")).values():
+            await finish(store, left, host="sweeper")
         await store.cancel(0, "done", [run.id])
 
 

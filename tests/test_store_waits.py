@@ -158,16 +158,31 @@ async def test_queued_runs_end_at_their_bounds_though_nobody_claims_them(store: 
 
 async def test_a_deadline_holds_in_the_queue_after_every_way_back_into_it(store: Store) -> None:
     released = await one(store, custom_id="released", deadline="+60")
-    await one(store, "h2", "reaped", deadline="+60")
     fired = await one(store, custom_id="fired", deadline="+60")
     await store.release(0, "h1", "drain", [(released.id, released.fence)])
-    await store.reap(0, "h2", b"")
     await park(store, fired, 1)
     assert (await store.fire(0))[0] == 1
     Audit(store).check()
     await asyncio.sleep(0.08)
-    assert (await store.fire(0))[0] == 3
-    assert (await reader.batch_counts(store, "b")).by_state == {"cancelled": 3}
+    assert (await store.fire(0))[0] == 2
+    assert (await reader.batch_counts(store, "b")).by_state == {"cancelled": 2}
+
+
+async def test_no_script_ends_a_run_that_was_torn_from_its_host(store: Store) -> None:
+    """Its host may have died inside an effect: whoever claims it looks, and then obeys."""
+    late, unwanted = await one(store, custom_id="late", deadline="+60"), await one(store, custom_id="unwanted")
+    await store.reap(0, "h1", b"")
+    assert await store.cancel(0, "enough", [unwanted.id]) == ["asked"]
+    await asyncio.sleep(0.08)
+    assert (await store.fire(0)).due == 0
+    claims = await claim(store, "h2")
+    assert claims.keys() == {late.id, unwanted.id}
+    assert claims[unwanted.id].cancel == "enough"
+    # A run that was parked has no open effect: from there on the scripts may end it again.
+    assert await park(store, claims[late.id], 1, host="h2") is None
+    Audit(store).check()
+    assert (await store.fire(0)).due == 1
+    assert await state_of(store, late.id) == "cancelled"
 
 
 # ----------------------------------------------------------------------------------------------------------- retention

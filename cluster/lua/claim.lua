@@ -4,7 +4,7 @@
 --   {left in the queue, {id, fence, agent, custom_id, batch, job, migrations, deadline, accepted_ms, parent,
 --   cancel, journal}, …}; deadline, parent and cancel may be ''.
 -- Invariant: a run is in one host's owned set, or in none; its fence rises with every claim. A run whose deadline or
---   max_wait has passed ends here instead. One whose agent or version this host does not serve is set aside with its
+--   max_wait has passed ends here instead (a torn one: with its owner). One whose agent or version this host does not serve is set aside with its
 --   reason, and comes back to its place in the order as soon as a host claims that serves it.
 local host, limit = ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', base .. 'dead', host) then return 'FENCED' end
@@ -21,7 +21,7 @@ for _, need in ipairs(redis.call('SMEMBERS', base .. 'needs')) do
         redis.call('HSET', base .. 'run:' .. back[i], 'reason', 'queue')
       end
     end
-    if #back < 2 * limit then redis.call('SREM', base .. 'needs', need) end
+    if redis.call('EXISTS', base .. 'aside:' .. need) == 0 then redis.call('SREM', base .. 'needs', need) end
   end
 end
 local popped = redis.call('ZPOPMIN', KEYS[1], limit)
@@ -30,12 +30,12 @@ for i = 1, #popped, 2 do
   local id = popped[i]
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
-    'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence')
+    'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence', 'torn')
   local version = served[rec[2]]
   local bounded = rec[7] ~= '' or rec[9] ~= ''
   if rec[1] ~= 'queued' then
     -- Only a record that has expired or been removed by hand can be here: it cannot be run.
-  elseif rec[7] ~= '' and tonumber(rec[7]) <= now then
+  elseif rec[7] ~= '' and tonumber(rec[7]) <= now and not rec[16] then
     redis.call('ZREM', base .. 'timers', id)
     end_run(id, rec[4], rec[14], rec[12], 'queued', 'cancelled', 'deadline_exceeded', '', '')
   elseif rec[9] ~= '' and not rec[11] and rec[8] + rec[9] <= now then

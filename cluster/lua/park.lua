@@ -10,13 +10,15 @@ while i <= #ARGV do
   local first = i
   i = i + 6 + children
   local run = base .. 'run:' .. id
-  local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel', 'version')
+  local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel', 'version',
+    'torn')
   if rec[1] == ARGV[first + 1] and rec[2] == 'running' then
     if rec[6] then
       exceptions[#exceptions + 1] = id
       exceptions[#exceptions + 1] = 'CANCEL'
     else
       redis.call('SREM', base .. 'owned:' .. ARGV[first + 2], id)
+      if rec[8] then redis.call('HDEL', run, 'torn') end
       go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due)
       local ready = false
       for child = first + 6, i - 1 do

@@ -2,6 +2,8 @@
 -- ARGV: retention; host; how many at most; losses after which a run without progress is given up; its error then.
 -- Returns {runs moved, runs that the host still owns}.
 -- Invariant: once called, this host's identity can claim nothing more in this partition, so that the set only shrinks.
+--   A run that is taken from a dead host is torn: an effect of it may be open, which only its journal's reader can
+--   tell. So no script ends it while it is queued, but a host does, which looks first. Parking mends it.
 local host, limit, max_losses = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 redis.call('ZADD', base .. 'dead', now, host)
 redis.call('ZREMRANGEBYSCORE', base .. 'dead', '-inf', now - 86400000)
@@ -10,7 +12,7 @@ local ids = redis.call('SPOP', owned, limit)
 for _, id in ipairs(ids) do
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'losses', 'mark', 'migrations',
-    'deadline', 'version', 'parent')
+    'version', 'parent')
   if rec[1] == 'running' and rec[4] == host then
     redis.call('HINCRBY', run, 'fence', 1)
     local length = redis.call('LLEN', base .. 'journal:' .. id)
@@ -21,11 +23,12 @@ for _, id in ipairs(ids) do
       count(base .. 'batch:' .. rec[2], 'migrations', 1)
       if not rec[7] then count(base .. 'batch:' .. rec[2], 'migrated_runs', 1) end
     end
-    go(id, rec[2], rec[9], 'running', 'queued', 'reason', 'host ' .. host .. ' was lost', 'losses', losses, 'mark', length)
+    go(id, rec[2], rec[8], 'running', 'queued', 'reason', 'host ' .. host .. ' was lost', 'losses', losses,
+      'mark', length, 'torn', 1)
     if losses >= max_losses then
-      end_run(id, rec[2], rec[9] + 1, rec[10], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
+      end_run(id, rec[2], rec[8] + 1, rec[9], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
     else
-      enqueue(id, rec[3], rec[8])
+      enqueue(id, rec[3])
     end
   end
 end

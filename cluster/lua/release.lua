@@ -7,7 +7,7 @@ for i = 4, #ARGV, 2 do
   local id = ARGV[i]
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'fence', 'migrations', 'deadline',
-    'version')
+    'version', 'torn')
   if rec[1] == 'running' and rec[4] == host and (ARGV[i + 1] == '' or ARGV[i + 1] == rec[5]) then
     redis.call('HINCRBY', run, 'fence', 1)
     redis.call('SREM', base .. 'owned:' .. host, id)
@@ -18,7 +18,7 @@ for i = 4, #ARGV, 2 do
       if not rec[6] then count(base .. 'batch:' .. rec[2], 'migrated_runs', 1) end
     end
     go(id, rec[2], rec[8], 'running', 'queued', 'reason', ARGV[3])
-    enqueue(id, rec[3], rec[7])
+    enqueue(id, rec[3], not rec[9] and rec[7])
     moved = moved + 1
   end
 end

@@ -241,6 +241,8 @@ class Audit:
                 assert self.sorted[run_id[:2]]["queue"][run_id] == float(run["order"]), run_id
             if run["max_wait"] and "started_ms" not in run:
                 bounds.append(int(run["accepted_ms"]) + int(run["max_wait"]))
+            if "torn" in run:
+                bounds = []
         elif state == "running":
             wanted, bounds = {f"owned:{run['host']}"}, []
         elif state == "waiting":
