@@ -14,7 +14,7 @@ from actors.errors import ChildFailed, InvalidValue, PenstockError, RunAborted
 from actors.job import child_run
 from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_error, encode_entry, encode_error
 from actors.schema import canonical_digest
-from actors.scope import SCOPE, wake
+from actors.scope import wake
 from cluster.keys import child_run_id
 from cluster.lifecycle import TERMINAL, RunState
 
@@ -136,8 +136,7 @@ def _child_result(agent: Agent[Any, Any], entry: Entry) -> Any:
 
 async def checkpoint(engine: "RunEngine", state: Any) -> None:
     """Replaces the journal by ``state``; steps are numbered anew from here."""
-    task = asyncio.current_task()
-    if SCOPE.get().owner is not task or engine.busy:
+    if engine.busy or not engine.is_driven_here():
         raise PenstockError(
             f"run {engine.claim.id}: checkpoint() while a step is under way, or from another task than the agent's "
             "own. Await all steps first"

@@ -262,6 +262,10 @@ class RunEngine:
         """Whether any step or wait is under way."""
         return bool(self.active or self.waits)
 
+    def is_driven_here(self) -> bool:
+        """Whether the caller is the agent's own task, and none that it started."""
+        return asyncio.current_task() is self._task
+
     @property
     def journal_length(self) -> int:
         """How many entries the journal has, as this owner believes."""

@@ -690,7 +690,7 @@ async def test_tasks_that_are_left_behind_end_with_their_run(redis_url: str, sta
 
     async def stays(run: Run) -> object:
         try:
-            return await asyncio.sleep(30)
+            return await asyncio.Event().wait()
         finally:
             await run.call(work, "after the end")
 

@@ -90,17 +90,18 @@ class Spine:
 
     async def state(self, run_id: str, *states: RunState) -> RunRecord:
         """Waits until the run is in one of these states."""
-        found = await self.record(run_id)
+        found: RunRecord | None = None
 
         async def there() -> bool:
             nonlocal found
-            found = await self.record(run_id)
-            return found.state in states
+            found = await reader.record(self.store, run_id)
+            return found is not None and found.state in states
 
         try:
             await until(there, f"{run_id} in {'/'.join(states)}")
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {found}") from None
+        assert found is not None
         return found
 
     async def end(self, run_id: str) -> RunRecord:
