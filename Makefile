@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick lint format types imports check bench figures-spine lock clean
+.PHONY: help venv demo test test-quick chaos lint format types imports check bench figures-spine lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(STAMP) ## run all tests
 
 test-quick: $(STAMP) ## run the tests that take no cluster and little time
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not ray" $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## strike a real cluster every few seconds, for minutes
+	@$(BIN)/python -m pytest -m chaos -s $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

@@ -227,6 +227,8 @@ def _journal(run: RunHistory, effects: frozenset[str]) -> Iterator[Violation]:
     seen: set[tuple[str, str]] = set()
     intended: set[str] = set()
     for entry in run.journal:
+        if entry.kind == Kind.CHECKPOINT:
+            continue  # its number is no step's path
         same = "open" if entry.status == Status.OPEN else "finished"
         if (entry.step, same) in seen:
             yield Violation(run.record.id, entry.step, f"{entry.kind} {entry.name} is in the journal twice as {same}")
