@@ -15,6 +15,7 @@ __all__ = [
     "HEALTH_CHECKS",
     "LOOPBACK",
     "QUIET",
+    "children_outlive_hangup",
     "environment",
     "held_signals",
     "is_loopback",
@@ -111,6 +112,20 @@ def own_sigterm() -> Iterator[None]:
             utils.set_sigterm_handler = setter
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def children_outlive_hangup() -> Iterator[None]:
+    """Processes that this thread starts meanwhile do not get SIGHUP, as when a terminal is closed.
+
+    Ray's processes share their owner's group, so they would die under it at once, and it would wait for answers of the
+    dead while it ends them in order. Ray does the same for Ctrl-C. Our own handler of SIGHUP goes on working.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

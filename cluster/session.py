@@ -26,6 +26,7 @@ from cluster.ray_environment import (
     HEALTH_CHECKS,
     LOOPBACK,
     QUIET,
+    children_outlive_hangup,
     environment,
     held_signals,
     is_loopback,
@@ -34,7 +35,7 @@ from cluster.ray_environment import (
     stay_on_loopback,
 )
 
-__all__ = ["Connection", "LocalRay", "RaySessionError", "connect", "disconnect", "draining_nodes"]
+__all__ = ["Connection", "LocalRay", "RaySessionError", "check_listening", "connect", "disconnect", "draining_nodes"]
 
 log = logging.getLogger("penstock.ray")
 
@@ -73,13 +74,7 @@ def connect(
     Raises RaySessionError when nothing listens there within ``timeout_s`` (Ray itself would try for minutes), or when
     this process is connected already, to whatever it is.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise RaySessionError(f"{address!r} is no address of a Ray cluster: expected ip:port, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
-    except OSError as error:
-        raise RaySessionError(f"no Ray cluster answers at {address} ({error}): is it running, and reachable?") from None
+    check_listening(address, timeout_s=timeout_s)
     loopback = is_loopback(address)
     prepare_environment(loopback=loopback)
     import ray
@@ -96,6 +91,17 @@ def connect(
             logging_level=logging.WARNING,
         )
     return Connection(address, namespace)
+
+
+def check_listening(address: str, *, timeout_s: float = 5.0) -> None:
+    """Raise RaySessionError unless something listens at a cluster's ``ip:port``; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise RaySessionError(f"{address!r} is no address of a Ray cluster: expected ip:port, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    except OSError as error:
+        raise RaySessionError(f"no Ray cluster answers at {address} ({error}): is it running, and reachable?") from None
 
 
 def disconnect() -> None:
@@ -243,7 +249,7 @@ class LocalRay:
             self._add_node()
 
     def _add_node(self, **arguments: Any) -> None:
-        with own_sigterm():
+        with own_sigterm(), children_outlive_hangup():
             node = self._cluster.add_node(
                 num_cpus=self._cpus_per_node,
                 node_ip_address=LOOPBACK,

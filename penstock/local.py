@@ -181,8 +181,12 @@ class LocalDeployment:
         """End the hosts in order. What they do not finish is taken up by the hosts of the next deployment."""
         from actors import supervisor
 
+        assert self.ray is not None
         try:
+            session.check_listening(self.ray.address)  # or Ray would wait for the dead
             supervisor.shutdown(self._settings)
+        except session.RaySessionError as error:
+            log.warning("hosts cannot be shut down in order, ending them with their nodes: %s", error)
         except Exception:
             log.warning("hosts did not shut down in order, ending them with their nodes", exc_info=True)
 
