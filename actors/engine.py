@@ -401,13 +401,16 @@ class RunEngine:
                 effect.cancel()
         self._stop()
 
-    async def leave(self, reason: str) -> None:
-        """Hands the run back at its next step boundary (drain). An effect that is under way is awaited."""
-        if self._phase is Phase.CLOSED:
-            return
+    def depart(self, reason: str) -> None:
+        """Hands the run back at its next step boundary (drain). An effect that is under way comes to its end first."""
         if not self.leaving and self._verdict is None and self._phase in (Phase.NEW, Phase.EXECUTING):
             self._departing = reason
             self._stop()
+
+    async def closed(self) -> None:
+        """Returns when this host has nothing to do with the run any more."""
+        if self._phase is Phase.CLOSED:
+            return
         if self._closed is None:
             self._closed = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._closed)

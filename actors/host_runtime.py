@@ -284,6 +284,8 @@ class HostRuntime:
             return
         self.runs[claim.id] = engine
         engine.start()
+        if self.draining:
+            engine.depart(f"host {self.label} drains")
 
     def _reconnected(self) -> None:
         self._keep(self._release_strays())
@@ -382,7 +384,9 @@ class HostRuntime:
     async def _hand_back_all(self) -> int:
         async with self._claiming:
             engines = list(self.runs.values())
-        await asyncio.gather(*(engine.leave(f"host {self.label} drains") for engine in engines))
+        for engine in engines:
+            engine.depart(f"host {self.label} drains")
+        await asyncio.gather(*(engine.closed() for engine in engines))
         return len(engines)
 
     async def stop(self) -> None:
