@@ -78,7 +78,7 @@ class Spine:
     async def submit(self, agent: Agent[Any, Any] | str, payload: Any = None, **fields: Any) -> str:
         """One job; the id of its run."""
         name = agent if isinstance(agent, str) else agent.name
-        job = Job(custom_id=f"job-{next(self._numbers)}", agent=name, input=payload, **fields)
+        job = Job(custom_id=f"job-{uuid.uuid4().hex}", agent=name, input=payload, **fields)
         run = new_run(job, "b", self.store.keys.partitions)
         await self.store.submit("b", partition_of(run.id), [run])
         return run.id
