@@ -59,7 +59,7 @@ class Keys:
         return tuple(self.of(partition, "queue") for partition in range(self.partitions))
 
     def of(self, partition: int, what: str) -> str:
-        """A key of one partition: queue, counts, ended, waiting, unknown, unserved, timers, run:ID, journal:ID …"""
+        """A key of one partition: queue, counts, ended:STATE, waiting, unserved, timers, run:ID, journal:ID …"""
         return f"{self.name}:{{p{partition:02x}}}:{what}"
 
     def run(self, run_id: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from cluster.keys import partition_of
-from cluster.lifecycle import RunState
+from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import BatchCounts, RunRecord
 from cluster.store import Store
 
@@ -16,6 +16,7 @@ _INDEX_OF_STATE: Final = {
     RunState.WAITING: ("waiting",),
     RunState.CONFIRMATION_UNKNOWN: ("unknown",),
 }
+_ENDED_INDEX_OF: Final = {state: f"ended:{state}" for state in sorted(TERMINAL)}
 
 
 async def record(store: Store, run_id: str) -> RunRecord | None:
@@ -94,24 +95,18 @@ async def batch_run_ids(store: Store, batch: str) -> AsyncIterator[list[str]]:
 
 
 async def run_ids(store: Store, state: RunState | None, limit: int) -> list[str]:
-    """Run ids by state, the newest or next ones of every partition; any state when None."""
-    found: list[str] = []
+    """Run ids by state, the newest ends and the next ones of every partition; any state when None."""
     hosts = list(await store.hosts()) if state in (None, RunState.RUNNING) else []
-    for partition in store.partitions:
-        names: list[str] = []
-        for known, indices in _INDEX_OF_STATE.items():
-            if state in (None, known):
-                names.extend(indices)
-        for name in names:
-            key = store.keys.of(partition, name)
-            found.extend(item.decode() for item in await store.command(key, "ZRANGE", key, 0, limit - 1))
-        for host in hosts:
-            key = store.keys.of(partition, f"owned:{host}")
-            found.extend(item.decode() for item in await store.command(key, "SRANDMEMBER", key, limit))
-        if state not in (RunState.QUEUED, RunState.RUNNING, RunState.WAITING, RunState.CONFIRMATION_UNKNOWN):
-            key = store.keys.of(partition, "ended")
-            found.extend(item.decode() for item in await store.command(key, "ZREVRANGE", key, 0, limit - 1))
-    return found
+    live = [name for known, names in _INDEX_OF_STATE.items() if state in (None, known) for name in names]
+    ended = [name for known, name in _ENDED_INDEX_OF.items() if state in (None, known)]
+    questions: list[tuple[str, str, tuple[int, ...]]] = [
+        *(("ZRANGE", name, (0, limit - 1)) for name in live),
+        *(("SRANDMEMBER", f"owned:{host}", (limit,)) for host in hosts),
+        *(("ZREVRANGE", name, (0, limit - 1)) for name in ended),
+    ]
+    keyed = [(word, store.keys.of(part, name), rest) for part in store.partitions for word, name, rest in questions]
+    found = await asyncio.gather(*(store.command(key, word, key, *rest) for word, key, rest in keyed))
+    return [item.decode() for answer in found for item in answer]
 
 
 async def batches(store: Store, limit: int = 50) -> list[str]:

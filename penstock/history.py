@@ -22,7 +22,7 @@ _INDEX_OF: Final = {
     RunState.QUEUED: ("queue", "unserved"),
     RunState.WAITING: ("waiting",),
     RunState.CONFIRMATION_UNKNOWN: ("unknown",),
-    **dict.fromkeys(TERMINAL, ("ended",)),
+    **{state: (f"ended:{state}",) for state in TERMINAL},
 }
 _SETTLED: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 # Errors of a step whose call was answered with success: the effect is in the world, only its result could not be used.

@@ -11,10 +11,11 @@ from actors.job import decode_job
 from actors.journal import Entry, Kind, Status, decode_entry
 from cluster import reader
 from cluster.keys import partition_of
+from cluster.lifecycle import TERMINAL
 from cluster.records import BatchCounts, RunRecord
 from cluster.store import Store
 
-_SORTED_INDICES: Final = ("queue", "unserved", "waiting", "unknown", "ended")
+_SORTED_INDICES: Final = ("queue", "unserved", "waiting", "unknown", *(f"ended:{state}" for state in sorted(TERMINAL)))
 
 
 class WitnessedKey(Protocol):

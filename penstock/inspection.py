@@ -55,10 +55,7 @@ async def listing(store: Store, batch: str | None, state: RunState | None, limit
     """Summaries of some runs: of a batch in the order of submission in each partition, else the newest first."""
     if batch is not None:
         return [summary_of(record) for record in await _of_batch(store, batch, state, limit)]
-    if state in TERMINAL:
-        run_ids = await _newest_ended(store, state, limit)
-    else:
-        run_ids = list(dict.fromkeys(await reader.run_ids(store, state, limit)))
+    run_ids = list(dict.fromkeys(await reader.run_ids(store, state, limit)))
     found: list[RunSummary] = []
     for start in range(0, len(run_ids), reader.PAGE):
         page = await reader.records(store, run_ids[start : start + reader.PAGE])
@@ -78,26 +75,6 @@ async def _of_batch(store: Store, batch: str, state: RunState | None, limit: int
         wanted = run_ids if state is None else await _in_state(store, run_ids, state)
         found += await reader.records(store, wanted[: limit - len(found)])
     return found
-
-
-async def _newest_ended(store: Store, state: RunState, limit: int) -> list[str]:
-    """The newest runs of each partition that ended so: its counter tells when there are no more to look for."""
-
-    async def of_partition(partition: int) -> list[str]:
-        counts, ended = store.keys.of(partition, "counts"), store.keys.of(partition, "ended")
-        wanted = min(limit, int(await store.command(counts, "HGET", counts, state.value) or 0))
-        found: list[str] = []
-        start = 0
-        while len(found) < wanted:
-            page = await store.command(ended, "ZREVRANGE", ended, start, start + reader.PAGE - 1)
-            if not page:
-                break
-            start += reader.PAGE
-            found += await _in_state(store, [run_id.decode() for run_id in page], state)
-        return found[:wanted]
-
-    found = await asyncio.gather(*(of_partition(partition) for partition in store.partitions))
-    return [run_id for of_one in found for run_id in of_one]
 
 
 async def _in_state(store: Store, run_ids: list[str], state: RunState) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -122,6 +123,26 @@ async def test_runs_are_found_by_their_state(store: Store) -> None:
     assert len(set(await reader.run_ids(store, RunState.QUEUED, 100))) == 8
     assert len(set(await reader.run_ids(store, None, 100))) == 28
     assert len(await reader.run_ids(store, RunState.RUNNING, 1)) <= 4
+
+
+async def test_a_rare_end_is_found_below_many_others(store: Store) -> None:
+    await submit(store, [new(store, str(number)) for number in range(120)])
+    claims = list((await claim(store)).values())
+    ends = {RunState.FAILED: claims[:3], RunState.CANCELLED: claims[3:5], RunState.SUCCEEDED: claims[5:]}
+    for state, ended in ends.items():
+        for run in ended:
+            await finish(store, run, state)
+    shed = [new(store, f"shed{number}", max_wait="1") for number in range(4)]
+    await submit(store, shed)
+    await asyncio.sleep(0.01)
+    for partition in store.partitions:
+        await store.fire(partition)
+    for state, ended in ends.items():
+        assert set(await reader.run_ids(store, state, 100)) == {run.id for run in ended}
+    assert set(await reader.run_ids(store, RunState.SHED, 100)) == {run.id for run in shed}
+    found = await reader.run_ids(store, RunState.SUCCEEDED, 2)
+    assert [sum(partition_of(run_id) == each for run_id in found) for each in store.partitions] == [2] * 4
+    assert len(await reader.run_ids(store, None, 200)) == 124
 
 
 async def test_the_newest_batch_comes_first(store: Store) -> None:

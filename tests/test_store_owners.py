@@ -161,7 +161,7 @@ async def test_a_terminal_run_does_not_change(store: Store) -> None:
     assert await submit(store, [new(store)]) == [0]
     after = Audit(store)
     assert after.runs == before.runs
-    assert after.places(run.id) == {"ended"}
+    assert after.places(run.id) == {"ended:succeeded"}
 
 
 async def test_confirmation_unknown_is_no_end(store: Store) -> None:

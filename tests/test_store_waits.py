@@ -215,6 +215,25 @@ async def test_ends_are_kept_as_long_as_their_state_says(redis_url: str) -> None
         audit.check()
 
 
+async def test_each_index_of_ends_is_trimmed_by_its_own_retention(redis_url: str) -> None:
+    retention = Retention(succeeded_s=0.05, failed_s=100, cancelled_s=0.05, shed_s=100)
+    async with opened(settings_for(redis_url, retention=retention)) as store:
+        runs = {name: await one(store, custom_id=name) for name in ("succeeded", "failed", "cancelled")}
+        for name, run in runs.items():
+            await finish(store, run, RunState(name))
+        await submit(store, [new(store, "shed", max_wait="1")])
+        await asyncio.sleep(0.01)
+        await store.fire(0)
+        for name, run in runs.items():
+            assert Audit(store).places(run.id) == {f"ended:{name}"}
+        await asyncio.sleep(0.1)
+        await store.fire(0)
+        left = {name for name in Audit(store).sorted["00"] if name.startswith("ended")}
+        assert left == {"ended:failed", "ended:shed"}
+        assert await reader.run_ids(store, RunState.FAILED, 9) == [runs["failed"].id]
+        assert await reader.run_ids(store, RunState.SUCCEEDED, 9) == []
+
+
 async def test_a_batch_is_not_forgotten_while_one_of_its_runs_goes_on(redis_url: str) -> None:
     async with opened(settings_for(redis_url, retention=brief())) as store:
         sleeper, done = await one(store, custom_id="sleeper"), await one(store, custom_id="done")

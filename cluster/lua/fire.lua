@@ -1,4 +1,4 @@
--- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave the index.
+-- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index.
 -- ARGV: retention; how many at most.
 -- Returns {fired, ms until the next one is due or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
@@ -26,7 +26,9 @@ for _, id in ipairs(due) do
     end
   end
 end
-redis.call('ZREMRANGEBYSCORE', base .. 'ended', '-inf', now - retention())
+for state in pairs(TERMINAL) do
+  redis.call('ZREMRANGEBYSCORE', base .. 'ended:' .. state, '-inf', now - retention(state))
+end
 settle()
 local following = redis.call('ZRANGE', base .. 'timers', 0, 0, 'WITHSCORES')
 local queued = redis.call('ZCARD', KEYS[1]) + redis.call('ZCARD', base .. 'unserved')

@@ -3,7 +3,8 @@
 -- it, so all of them share its slot. ARGV[1] is always the retention of ended runs in milliseconds by state, as
 -- "succeeded,failed,cancelled,shed".
 -- Indices: queue (by order), unserved and aside:NEED (queued, but no host asked so far serves them), needs (which NEEDs
--- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown, ended.
+-- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown,
+-- ended:STATE (by time of the end; fire trims each by its state's retention).
 local base = string.sub(KEYS[1], 1, -6)
 local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
 local clock = redis.call('TIME')
@@ -92,7 +93,7 @@ end
 local function end_run(id, batch, version, parent, from, to, reason, output, failure)
   local run = base .. 'run:' .. id
   go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
-  redis.call('ZADD', base .. 'ended', now, id)
+  redis.call('ZADD', base .. 'ended:' .. to, now, id)
   local keep = retention(to)
   redis.call('PEXPIRE', run, keep)
   redis.call('PEXPIRE', base .. 'journal:' .. id, keep)

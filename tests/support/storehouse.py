@@ -21,10 +21,9 @@ from cluster.records import Append, Claim, Finish, NewRun, Park
 from cluster.store import Store
 
 SERVED = ("echo", "1")
-_PLAIN = {
-    "queue", "unserved", "needs", "waiting", "timers", "ended", "unknown", "dead", "counts"
-}  # fmt: skip
 _ENDS = {state.value for state in TERMINAL}
+_ENDED = {f"ended:{state}" for state in _ENDS}
+_PLAIN = {"queue", "unserved", "needs", "waiting", "timers", "unknown", "dead", "counts"} | _ENDED
 
 
 def settings_for(url: str, *, partitions: int = 1, **more: Any) -> Settings:
@@ -252,7 +251,7 @@ class Audit:
             wanted, bounds = {"unknown"}, []
         else:
             assert state in _ENDS, state
-            wanted, bounds = {"ended"}, []
+            wanted, bounds = {f"ended:{state}"}, []
             assert self.ttl_ms[run_id[:2]][f"run:{run_id}"] > 0, f"{run_id} would stay for ever"
             assert self.ttl_ms[run_id[:2]].get(f"journal:{run_id}", 1) > 0
         assert self.places(run_id) == wanted, (run_id, run, self.places(run_id))
@@ -262,7 +261,7 @@ class Audit:
         """No index names a run that is not there."""
         for indices in self.sorted.values():
             for name, members in indices.items():
-                if name not in ("dead", "ended"):
+                if name not in {"dead", *_ENDED}:
                     assert members.keys() <= self.runs.keys(), (name, members)
 
     def _check_counts(self) -> None:
