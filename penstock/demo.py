@@ -139,10 +139,15 @@ class Batch:
 
     def _new_life(self, view: HostView) -> HostLife:
         label, pid = str(view.info["label"]), int(view.info["pid"])
-        follows = any(life.label == label for life in self.picture.lives)
-        if follows:
+        before = {life.pid for life in self.picture.lives if life.label == label}
+        if pid in before:
+            self._presenter.say(
+                f"{label} could not renew its lease in time and lost its runs; it begins anew", "yellow"
+            )
+        elif before:
             self._presenter.say(f"Ray has restarted {label} as process {pid}", "green")
-        return HostLife(view.host, label, pid, self._presenter.elapsed_s, successor=follows)
+        restarted = bool(before) and pid not in before
+        return HostLife(view.host, label, pid, self._presenter.elapsed_s, restarted=restarted)
 
     def _kill_a_host(self, status: BatchStatus) -> None:
         """SIGKILL to the host with the most runs, as when its process is lost. Not before it has any."""
@@ -172,11 +177,11 @@ class Batch:
         since_s = self._presenter.elapsed_s - kill.at_s
         if kill.taken_s is None and not self._owners.owned(kill.host):
             kill.taken_s = since_s
-            self._presenter.say(f"the other host has noticed and taken its runs over, {since_s:.2f} s later", "green")
+            self._presenter.say(f"its runs are taken over, {since_s:.2f} s after the kill", "green")
         self._moving = self._owners.not_elsewhere(self._moving, kill.host)
         if not self._moving:
             kill.moved_s = since_s
-            self._presenter.say(f"all {kill.runs:,} go on elsewhere, {since_s:.1f} s later", "green")
+            self._presenter.say(f"all {kill.runs:,} go on elsewhere, {since_s:.1f} s after the kill", "green")
 
 
 def _play(stage: Stage, jobs: int, kill: bool, presenter: Presenter, interrupts: Interrupts) -> Outcome:

@@ -41,7 +41,7 @@ _ALWAYS: Final = (RunState.SUCCEEDED, RunState.RUNNING, RunState.QUEUED)
 
 @dataclass
 class HostLife:
-    """One life of a host, from its registration to its end. ``lost_at_s`` counts from the submission."""
+    """One life of a host, from its registration to its end. Moments count from the submission."""
 
     host: str
     label: str
@@ -51,7 +51,7 @@ class HostLife:
     lease_left_s: float = 0.0
     registered: bool = True
     killed_at_s: float | None = None
-    successor: bool = False
+    restarted: bool = False
 
 
 @dataclass
@@ -167,14 +167,14 @@ def _hosts(picture: Picture) -> Table:
     for life in picture.lives:
         style = "red" if life.killed_at_s is not None else ""
         lease = f"{max(life.lease_left_s, 0.0):.1f} s" if life.registered else "gone"
-        table.add_row(life.label, str(life.pid), f"{life.runs:,}", lease, _said_of(life, picture), style=style)
+        table.add_row(life.label, str(life.pid), f"{life.runs:,}", lease, _said_of(life), style=style)
     return table
 
 
-def _said_of(life: HostLife, picture: Picture) -> str:
+def _said_of(life: HostLife) -> str:
     if life.killed_at_s is not None:
         return f"SIGKILL at {life.killed_at_s:.1f} s"
-    if life.successor:
+    if life.restarted:
         return f"restarted by Ray, back at {life.since_s:.1f} s"
     if not life.registered:
         return "gone"

