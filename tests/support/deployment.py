@@ -96,7 +96,10 @@ class Desk:
         return [key for key in self.world.keys(10_000) if key.idempotency_key not in batch.known_keys]
 
     def submitter(self, batch: Batch, *, backwards: bool = False) -> subprocess.Popen[str]:
-        """A process that submits a batch, slowly; from its last job to its first when ``backwards``."""
+        """A process that is ready to submit a batch, slowly; from its last job to its first when ``backwards``.
+
+        It begins when it is told a line.
+        """
         url = self.settings.redis_url
         assert url is not None
         variables = {
@@ -109,13 +112,17 @@ class Desk:
         }
         numbers = [int(job["custom_id"].rpartition("-")[2]) for job in batch.jobs]
         first, last, step = (numbers[-1], numbers[0], -1) if backwards else (numbers[0], numbers[-1], 1)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "submitter", batch.key, str(first), str(last + step), str(step)],
             env=variables,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
 
     async def judged(self, client: Client, batch: Batch, *, attempts_per_loss: int = 1) -> HistoryReport:
         """The history checker's report on a settled batch; fails the test when it does not hold."""
@@ -234,6 +241,13 @@ async def until_hosts(store: Store, count: int, *, without: Sequence[str] = (), 
             if len(live) == count and not live.intersection(without):
                 return live
             await asyncio.sleep(0.05)
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Writes a line to a process."""
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
 
 
 def kill(pid: int, number: int) -> float:

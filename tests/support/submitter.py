@@ -1,6 +1,6 @@
 """A process that submits jobs slowly, so that it can be struck half-way: python -m submitter BATCH START STOP STEP.
 
-Which deployment: by the environment. Prints the report as JSON when all is done.
+Which deployment: by the environment. Says "ready", waits for a line, and prints the report as JSON when all is done.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ async def slowly(numbers: range) -> AsyncIterator[dict[str, Any]]:
 
 async def main(batch: str, numbers: range) -> None:
     async with Client() as client:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
         report = await client.submit(slowly(numbers), batch=batch)
     print(json.dumps({"accepted": report.accepted, "existing": report.existing}))
 
