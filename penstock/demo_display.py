@@ -263,7 +263,7 @@ def _migrations_row(status: BatchStatus, kill: Kill | None) -> str:
     said = f"{status.migrated_runs:,} runs migrated, {status.migrations:,} moves in all"
     if kill is not None and kill.taken_s is not None and kill.moved_s is not None:
         said += (
-            f"; taken over {kill.taken_s:.2f} s after the kill, all of them running again after {kill.moved_s:.1f} s"
+            f"; taken over {kill.taken_s:.2f} s after the kill, all of them had gone on after {kill.moved_s:.1f} s"
         )
     return said
 
