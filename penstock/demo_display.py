@@ -262,9 +262,7 @@ def _kill_row(kill: Kill | None) -> str:
 def _migrations_row(status: BatchStatus, kill: Kill | None) -> str:
     said = f"{status.migrated_runs:,} runs migrated, {status.migrations:,} moves in all"
     if kill is not None and kill.taken_s is not None and kill.moved_s is not None:
-        said += (
-            f"; taken over {kill.taken_s:.2f} s after the kill, all of them had gone on after {kill.moved_s:.1f} s"
-        )
+        said += f"; taken over {kill.taken_s:.2f} s after the kill, all of them had gone on after {kill.moved_s:.1f} s"
     return said
 
 
