@@ -17,7 +17,7 @@ from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, enc
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
-from actors.verdict import Verdict, failed, failure, unproven
+from actors.verdict import Verdict, failed, failure, hosts_lost, unproven
 from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Finish, Park
 
@@ -121,7 +121,12 @@ class RunEngine:
             return failure(error)
 
     def _ends_before_it_starts(self) -> bool:
-        """Whether nothing is to be run: unless an effect's outcome is open, for that is made certain first."""
+        """Whether nothing is to be run. A cancelled run's open effect is made certain first, which runs its code; what
+        hosts die of runs no more.
+        """
+        if self.claim.losses >= self.services.max_losses:
+            self._verdict = hosts_lost(self.claim.losses)
+            return True
         if self.claim.cancel:
             self.request_cancel(self.claim.cancel)
         if self.leaving or self._departing:

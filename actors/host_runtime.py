@@ -13,7 +13,6 @@ from typing import Any, Final
 from actors.attempts import Attempts
 from actors.committer import Committer
 from actors.engine import RunEngine
-from actors.journal import encode_error
 from actors.placement import home_partitions
 from actors.registry import App
 from actors.scope import number_branches
@@ -44,6 +43,7 @@ class HostRuntime:
         self.host = ""
         self.runs: dict[str, RunEngine] = {}
         self.payload_limit_bytes = settings.payload_limit_bytes
+        self.max_losses = settings.max_losses
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts
@@ -353,8 +353,7 @@ class HostRuntime:
 
     async def _reap(self, host: str) -> None:
         try:
-            error = encode_error("TooManyHostsLost", f"{self.settings.max_losses} hosts died under it without progress")
-            moved = await asyncio.gather(*(self.store.reap(p, host, error) for p in self.store.partitions))
+            moved = await asyncio.gather(*(self.store.reap(p, host) for p in self.store.partitions))
             await self.store.forget_host(host)
             _LOG.warning("host %s was lost: %d runs taken over by the living", host, sum(moved))
         finally:
@@ -396,7 +395,7 @@ class HostRuntime:
             # A beat after the lease is given up would make this host come back under a new identity.
             await end([self._heart])
         for partition in self.store.partitions:
-            await self.store.reap(partition, self.host, b"")
+            await self.store.reap(partition, self.host)
         await self.store.forget_host(self.host)
         await self.abandon()
 

@@ -19,6 +19,7 @@ class Services(Protocol):
     committer: Committer
     attempts: Attempts
     payload_limit_bytes: int
+    max_losses: int
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

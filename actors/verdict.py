@@ -38,11 +38,18 @@ def failure(error: BaseException) -> Verdict:
     return failed(*described(error))
 
 
+def hosts_lost(losses: int) -> Verdict:
+    """A run that is given up: whatever it does, it may well be what its hosts died of."""
+    message = f"{losses} {'host' if losses == 1 else 'hosts'} died under it without progress"
+    return failed("TooManyHostsLost", message, reason="too many hosts lost")
+
+
 def unproven(entry: Entry, instead_of: Verdict) -> Verdict:
     """A run that would end with an effect whose intent is recorded and whose outcome nobody has asked for again."""
+    why = f" ({instead_of.reason})" if instead_of.reason not in ("", instead_of.state.value) else ""
     message = (
         f"tool {entry.name!r}: its host died between intent and receipt, and the run would have ended as "
-        f"{instead_of.state} without asking for it again. Nobody can prove whether its effect happened"
+        f"{instead_of.state}{why} without asking for it again. Nobody can prove whether its effect happened"
     )
     error = encode_error("ConfirmationUnknown", message, entry.step)
     return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {entry.name} at step {entry.step}", b"", error)

@@ -20,7 +20,10 @@ class NewRun(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A run that has just become this host's, with all that is needed to go on with it."""
+    """A run that has just become this host's, with all that is needed to go on with it.
+
+    ``losses``: how many hosts died under it since its journal has grown for the last time.
+    """
 
     id: str
     fence: int
@@ -34,6 +37,7 @@ class Claim(NamedTuple):
     parent: str
     cancel: str
     journal: list[bytes]
+    losses: int = 0
 
 
 class Append(NamedTuple):

@@ -203,11 +203,11 @@ class Store:
         fired, following, queued = await self.call(scripts.FIRE, partition, most)
         return Fired(fired, None if following < 0 else following, queued)
 
-    async def reap(self, partition: int, host: str, error: bytes, most: int = 500) -> int:
+    async def reap(self, partition: int, host: str, most: int = 500) -> int:
         """Takes a dead host's runs of one partition away from it, all of them; how many moved."""
         moved: int = 0
         while True:
-            now, left = await self.call(scripts.REAP, partition, host, most, self.settings.max_losses, error)
+            now, left = await self.call(scripts.REAP, partition, host, most)
             moved += now
             if not left:
                 return moved
@@ -330,10 +330,10 @@ def _exceptions(flat: list[bytes]) -> dict[str, str]:
 
 
 def _claim(item: list[Any]) -> Claim:
-    run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal = item
+    run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses = item
     return Claim(
         run_id.decode(), fence, agent.decode(), custom_id.decode(), batch.decode(), job, int(migrations),
-        int(deadline) if deadline else None, int(accepted), parent.decode(), cancel.decode(), journal,
+        int(deadline) if deadline else None, int(accepted), parent.decode(), cancel.decode(), journal, losses,
     )  # fmt: skip
 
 

@@ -27,6 +27,9 @@ _INDEX_OF: Final = {
 _SETTLED: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 # Errors of a step whose call was answered with success: the effect is in the world, only its result could not be used.
 _ANSWERED: Final = frozenset({"InvalidValue", "PayloadTooLarge"})
+_FROM_AN_OWNER: Final = frozenset(
+    {RunState.RUNNING, RunState.SUCCEEDED, RunState.FAILED, RunState.CONFIRMATION_UNKNOWN}
+)
 _FIRST_VERSION: Final = 2  # accepted, queued
 
 
@@ -213,7 +216,7 @@ def _fences(run: RunHistory) -> Iterator[Violation]:
     Each of them, and each end, is also one transition and so one version.
     """
     record = run.record
-    owned_at_end = record.state in (RunState.SUCCEEDED, RunState.CONFIRMATION_UNKNOWN, RunState.RUNNING)
+    owned_at_end = record.state in _FROM_AN_OWNER
     if record.fence < 2 * record.migrations + owned_at_end:
         text = f"fence {record.fence} is too low for {record.migrations} migrations and {record.state.value}"
         yield Violation(record.id, "", text)

@@ -138,6 +138,7 @@ BROKEN: list[tuple[str, Callable[[BatchFacts], BatchFacts]]] = [
     ("intent pay is in the journal twice as open", lambda f: change_run(f, journal=(JOURNAL[1], *JOURNAL))),
     ("effect pay was finished without an intent", lambda f: change_run(f, journal=(JOURNAL[0], JOURNAL[2]))),
     ("finished without an intent", lambda f: change_run(f, journal=(JOURNAL[0], JOURNAL[2], JOURNAL[1]))),
+    ("fence 0 is too low for 0 migrations and failed", lambda f: change_run(f, state=RunState.FAILED, fence=0)),
     ("nobody can prove whether pay was applied", lambda f: change_run(f, journal=JOURNAL[:2], state=RunState.FAILED)),
     ("pay happened; applied 0 times", lambda f: change_ledger(f, 1, applied=0)),
     ("pay happened; applied 2 times", lambda f: change_ledger(f, 1, applied=2)),
@@ -219,7 +220,7 @@ async def finished_batch(store: Store) -> tuple[list[str], list[Key]]:
     lost = partition_of(next(iter(runs)))
     claimed = await store.claim(lost, "h~1", 1, ["a", "1"])
     assert claimed is not None
-    assert await store.reap(lost, "h~1", b"") == 1
+    assert await store.reap(lost, "h~1") == 1
     for partition in store.partitions:
         answer = await store.claim(partition, "h~2", 10, ["a", "1"])
         assert answer is not None

@@ -327,7 +327,7 @@ async def test_a_late_owner_is_refused_and_comes_back_under_another_name(deploym
     late.store.heartbeat = held  # type: ignore[method-assign, assignment]
     fences = {run_id: (await deployment.record(run_id)).fence for run_id in names}
     for partition in deployment.store.partitions:
-        await deployment.store.reap(partition, identity, b"")
+        await deployment.store.reap(partition, identity)
     await deployment.store.forget_host(identity)
     GATES["b"].set()
     GATES["e"].set()
@@ -374,7 +374,7 @@ async def test_a_host_that_is_fenced_in_one_partition_only_comes_back_anew(deplo
     await at("a")
     identity = host.host
     other = 1 - partition_of(run_id)
-    await deployment.store.reap(other, identity, b"")
+    await deployment.store.reap(other, identity)
     await until(lambda: host.host != identity, "another identity")
     GATES["a"].set()
     assert output(line, await deployment.end(run_id)) == ["a"]
@@ -422,14 +422,13 @@ async def test_a_run_that_kills_every_host_is_given_up(redis_url: str) -> None:
     async with spine(redis_url, line, max_losses=3) as deployment:
         close("deadly")
         run_id = await deployment.submit(line, ["fine", "deadly"])
-        for _ in range(4):
+        for _ in range(3):
             host = await deployment.host()
             REACHED["deadly"].clear()
             await at("deadly")
             await deployment.lose(host)
-            if (await deployment.record(run_id)).state is RunState.FAILED:
-                break
-        record = await deployment.record(run_id)
+        await deployment.host()
+        record = await deployment.end(run_id)
         assert (record.state, record.reason) == (RunState.FAILED, "too many hosts lost")
         assert (MADE["fine"], MADE["deadly"]) == (1, 3)
 

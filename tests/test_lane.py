@@ -250,7 +250,7 @@ async def test_a_full_store_refuses_what_is_new_and_lets_the_old_end(own: Embedd
     async with opened(settings_for(own.url), patient=True) as store:
         await store.heartbeat("h1", "{}")
         runs = {name: await one(store, custom_id=name) for name in ("end", "park", "back", "lost", "asked", "go on")}
-        await store.reap(0, "h1", b"")
+        await store.reap(0, "h1")
         runs = {each.custom_id: each for each in (await claim(store, "h2")).values()}
         await submit(store, [new(store, "queued"), new(store, "late", max_wait="1")])
         await store.heartbeat("h2", "{}")
@@ -271,7 +271,7 @@ async def test_a_full_store_refuses_what_is_new_and_lets_the_old_end(own: Embedd
         assert "maxmemory" in str(said[0])
         assert said[2].standing  # type: ignore[union-attr]
         assert said[3:7] == [None, None, 1, ["asked"]]
-        assert await store.reap(0, "h2", b"") == 3
+        assert await store.reap(0, "h2") == 3
         assert len((await store.claim(0, "h3", 1, ("echo", "1"))) or ()) == 2
         ask(own, "CONFIG", "SET", "maxmemory", 0)
         assert await submit(store, [new(store, "more")]) == [1]

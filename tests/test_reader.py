@@ -88,7 +88,7 @@ async def test_counts_are_sums_over_partitions(store: Store) -> None:
     for run in [run for run in claims if run.batch == "b"][:20]:
         await append(store, run, 0, b"x", b"y")
         await finish(store, run)
-    await store.reap(partition_of(claims[-1].id), "h1", b"")
+    await store.reap(partition_of(claims[-1].id), "h1")
     counts = await reader.batch_counts(store, "b")
     assert counts.total == sum(counts.by_state.values()) == 60
     assert counts.by_state["succeeded"] == 20

@@ -56,7 +56,7 @@ async def test_all_scripts_on_a_cluster(valkey_cluster: ValkeyCluster) -> None:
             assert await store.submit_child(child_of(run), parent=run.id, fence=run.fence)
         for run in kinds[4]:
             assert await store.cancel(partition_of(run.id), "no", [run.id]) == ["asked"]
-        moved = [await rival.reap(p, host, b"") for p in store.partitions for host in ("h1", "h2")]
+        moved = [await rival.reap(p, host) for p in store.partitions for host in ("h1", "h2")]
         assert sum(moved) == 80
         fired = [await store.fire(p) for p in store.partitions]
         assert sum(found.due for found in fired) == 40

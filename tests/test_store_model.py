@@ -18,7 +18,6 @@ from cluster.store import Store
 
 HOSTS = ("h0", "h1", "h2")
 SERVES = {"h0": ("echo", "1"), "h1": ("echo", "1", "rare", "1"), "h2": ("echo", "2")}
-MAX_LOSSES = 3
 ENDS = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.CONFIRMATION_UNKNOWN)
 
 
@@ -60,7 +59,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store: Store = self.do(Store.open(settings_for(self.url, max_losses=MAX_LOSSES)))
+        self.store: Store = self.do(Store.open(settings_for(self.url)))
         self.runs: dict[str, Modelled] = {}
         self.claims: list[tuple[str, Claim]] = []
         self.lives = dict.fromkeys(HOSTS, 0)
@@ -123,6 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert run.pinned in ("", served[run.agent])
             assert (claim.fence, claim.journal, claim.migrations) == (run.fence + 1, run.journal, run.migrations)
             assert claim.cancel == ("why" if run.cancel else "")
+            assert claim.losses == (run.losses if run.mark == len(run.journal) else 0)
             run.go("running")
             run.fence, run.host, run.pinned = claim.fence, host, served[run.agent]
             self.claims.append((host, claim))
@@ -218,17 +218,15 @@ class StoreMachine(RuleBasedStateMachine):
     def die(self, name: str, again: bool) -> None:
         host = self.host(name)
         owned = [run for run in self.runs.values() if run.state == "running" and run.host == host]
-        assert self.do(self.store.reap(0, host, b"lost", most=2)) == len(owned)
+        assert self.do(self.store.reap(0, host, most=2)) == len(owned)
         for run in owned:
             run.losses = run.losses + 1 if run.mark == len(run.journal) else 1
             run.mark = len(run.journal)
             run.torn = True
             self.taken(run)
-            if run.losses >= MAX_LOSSES:
-                self.end(run, "failed")
         assert self.do(self.store.claim(0, host, 5, SERVES[name])) is None
         if again:
-            assert self.do(self.store.reap(0, host, b"lost")) == 0
+            assert self.do(self.store.reap(0, host)) == 0
         self.lives[name] += 1
 
     def taken(self, run: Modelled) -> None:

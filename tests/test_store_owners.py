@@ -157,7 +157,7 @@ async def test_a_terminal_run_does_not_change(store: Store) -> None:
     assert await park(store, run, 1) == "STALE"
     assert await append(store, run, 0, b"x") == "STALE"
     assert await store.release(0, "h1", "late", [(run.id, run.fence), (run.id, None)]) == 0
-    assert await store.reap(0, "h1", b"") == 0
+    assert await store.reap(0, "h1") == 0
     assert await submit(store, [new(store)]) == [0]
     after = Audit(store)
     assert after.runs == before.runs
@@ -198,7 +198,7 @@ LATE: dict[str, Callable[[Store, Claim], Awaitable[object]]] = {
     "park": lambda store, run: park(store, run, 1),
     "release": lambda store, run: store.release(0, "h1", "late", [(run.id, run.fence)]),
     "child": lambda store, run: store.submit_child(child_of(run), parent=run.id, fence=run.fence),
-    "reap": lambda store, run: store.reap(0, "h1", b"late"),
+    "reap": lambda store, run: store.reap(0, "h1"),
 }
 
 
@@ -209,7 +209,7 @@ async def test_a_late_owner_never_writes(
 ) -> None:
     late = await one(store)
     await append(store, late, 0, b"first")
-    await store.reap(0, "h1", b"")
+    await store.reap(0, "h1")
     if found != "queued":
         now = (await claim(store, "h2"))[late.id]
         if found == "waiting":
@@ -233,7 +233,7 @@ async def test_of_two_racing_owners_one_writes(store: Store, rival: Store) -> No
             return [await append(store, run, length, b"old%d" % length) for length in range(6)]
 
         async def young(run: Claim = run, host: str = f"old{number}") -> Claim:
-            await rival.reap(0, host, b"")
+            await rival.reap(0, host)
             taken = (await claim(rival, "young"))[run.id]
             for length in range(len(taken.journal), len(taken.journal) + 3):
                 assert await append(rival, taken, length, b"new%d" % length) is None
@@ -257,12 +257,12 @@ async def test_of_two_ends_of_an_ownership_one_counts(store: Store, rival: Store
         "finish": lambda run, host: finish(store, run, host=host),
         "park": lambda run, host: park(store, run, FAR_MS, host=host),
         "release": lambda run, host: store.release(0, host, "drain", [(run.id, run.fence)]),
-        "reap": lambda run, host: store.reap(0, host, b""),
+        "reap": lambda run, host: store.reap(0, host),
     }
     for number in range(20):
         host = f"h{number}"
         run = await one(store, host, str(number))
-        said, moved = await asyncio.gather(ends[first](run, host), rival.reap(0, host, b""))
+        said, moved = await asyncio.gather(ends[first](run, host), rival.reap(0, host))
         won = said in (None, 1)
         assert won or said in ("STALE", 0)
         # A reaper counts what it took out of the owned set; the run itself moved once.

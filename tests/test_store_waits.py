@@ -171,7 +171,7 @@ async def test_a_deadline_holds_in_the_queue_after_every_way_back_into_it(store:
 async def test_no_script_ends_a_run_that_was_torn_from_its_host(store: Store) -> None:
     """Its host may have died inside an effect: whoever claims it looks, and then obeys."""
     late, unwanted = await one(store, custom_id="late", deadline="+60"), await one(store, custom_id="unwanted")
-    await store.reap(0, "h1", b"")
+    await store.reap(0, "h1")
     assert await store.cancel(0, "enough", [unwanted.id]) == ["asked"]
     await asyncio.sleep(0.08)
     assert (await store.fire(0)).due == 0
@@ -190,21 +190,19 @@ async def test_no_script_ends_a_run_that_was_torn_from_its_host(store: Store) ->
 
 async def test_ends_are_kept_as_long_as_their_state_says(redis_url: str) -> None:
     retention = Retention(succeeded_s=100, failed_s=200, cancelled_s=300, shed_s=400)
-    async with opened(settings_for(redis_url, retention=retention, max_losses=1)) as store:
+    async with opened(settings_for(redis_url, retention=retention)) as store:
         runs = {name: await one(store, custom_id=name) for name in ("succeeded", "failed", "cancelled")}
         for name, run in runs.items():
             await append(store, run, 0, b"x")
             await finish(store, run, RunState(name))
-        lost = await one(store, "h2", "lost")
-        await store.reap(0, "h2", b"")
         shed, dropped = new(store, "shed", max_wait="1"), new(store, "dropped")
         await submit(store, [shed, dropped])
         await store.cancel(0, "no", [dropped.id])
         await asyncio.sleep(0.01)
         await store.fire(0)
-        kept = {run.custom_id: run.id for run in (*runs.values(), lost)} | {"shed": shed.id, "dropped": dropped.id}
+        kept = {run.custom_id: run.id for run in runs.values()} | {"shed": shed.id, "dropped": dropped.id}
         audit = Audit(store)
-        wanted = {"succeeded": 100, "failed": 200, "cancelled": 300, "lost": 200, "shed": 400, "dropped": 300}
+        wanted = {"succeeded": 100, "failed": 200, "cancelled": 300, "shed": 400, "dropped": 300}
         for name, run_id in kept.items():
             left_s = audit.ttl_ms["00"][f"run:{run_id}"] / 1000
             assert wanted[name] - 10 < left_s <= wanted[name], name

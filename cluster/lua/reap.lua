@@ -1,10 +1,11 @@
 -- reap: a dead host's runs go back to the queue, each with a higher fence, so that a late owner is refused.
--- ARGV: retention; host; how many at most; losses after which a run without progress is given up; its error then.
+-- ARGV: retention; host; how many at most.
 -- Returns {runs moved, runs that the host still owns}.
 -- Invariant: once called, this host's identity can claim nothing more in this partition, so that the set only shrinks.
 --   A run that is taken from a dead host is torn: an effect of it may be open, which only its journal's reader can
---   tell. So no script ends it while it is queued, but a host does, which looks first. Parking mends it.
-local host, limit, max_losses = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+--   tell. So no script ends it while it is queued, but a host does, which looks first; also when it has lost too many
+--   hosts (losses: those since its journal has grown for the last time, mark). Parking mends it.
+local host, limit = ARGV[2], tonumber(ARGV[3])
 redis.call('ZADD', base .. 'dead', now, host)
 redis.call('ZREMRANGEBYSCORE', base .. 'dead', '-inf', now - 86400000)
 local owned = base .. 'owned:' .. host
@@ -12,7 +13,7 @@ local ids = redis.call('SPOP', owned, limit)
 for _, id in ipairs(ids) do
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'batch', 'order', 'host', 'losses', 'mark', 'migrations',
-    'version', 'parent')
+    'version')
   if rec[1] == 'running' and rec[4] == host then
     redis.call('HINCRBY', run, 'fence', 1)
     local length = redis.call('LLEN', base .. 'journal:' .. id)
@@ -25,11 +26,7 @@ for _, id in ipairs(ids) do
     end
     go(id, rec[2], rec[8], 'running', 'queued', 'reason', 'host ' .. host .. ' was lost', 'losses', losses,
       'mark', length, 'torn', 1)
-    if losses >= max_losses then
-      end_run(id, rec[2], rec[8] + 1, rec[9], 'queued', 'failed', 'too many hosts lost', '', ARGV[5])
-    else
-      enqueue(id, rec[3])
-    end
+    enqueue(id, rec[3])
   end
 end
 settle()

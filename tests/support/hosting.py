@@ -67,7 +67,7 @@ class Spine:
 
     async def reap(self, identity: str) -> int:
         """Takes a host's runs away from it, whether it is dead or not; how many."""
-        moved = [await self.store.reap(partition, identity, b"") for partition in self.store.partitions]
+        moved = [await self.store.reap(partition, identity) for partition in self.store.partitions]
         await self.store.forget_host(identity)
         return sum(moved)
 
