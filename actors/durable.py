@@ -101,7 +101,7 @@ async def _child_end(
         # Asking is a step under way: the run must not be unloaded without this child among its waits.
         engine.active += 1
         try:
-            outcome = await engine.services.child_outcome(child)
+            outcome = await _outcome(engine, child)
             if outcome is not None and outcome[0] in TERMINAL:
                 return outcome
             future = asyncio.get_running_loop().create_future()
@@ -115,6 +115,14 @@ async def _child_end(
             engine.active -= 1
             engine.step_over()
         await engine.waiting(path, future)
+
+
+async def _outcome(engine: "RunEngine", run_id: str) -> tuple[RunState, bytes, bytes] | None:
+    """State, output and error of a run; None when there is none."""
+    store = engine.services.store
+    key = store.keys.run(run_id)
+    state, output, error = await store.command(key, "HMGET", key, "state", "output", "error")
+    return None if state is None else (RunState(state.decode()), output or b"", error or b"")
 
 
 async def _make_child(engine: "RunEngine", path: str, child: str, agent: Agent[Any, Any], plain: Any) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
-from enum import Enum
 from typing import Any, Final, NoReturn
 
 from actors.contract import Agent
@@ -12,6 +10,7 @@ from actors.core.identity import Scope
 from actors.core.parking import Wait, parking
 from actors.core.replay import Asked, Divergence, Replay
 from actors.errors import PayloadTooLarge, RunAborted
+from actors.execution import Execution, Phase
 from actors.job import decode_job
 from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry
 from actors.run import Run
@@ -22,36 +21,20 @@ from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Finish, Park
 
 PARK_WORTH_MS: Final = 1000
-STOP_AGAIN_S: Final = 1.0
-MOST_STOPS: Final = 3
 _QUIET_S: Final = 0.02
 _LOG: Final = logging.getLogger("penstock.run")
 
 
-class Phase(Enum):
-    """How far a run has come on this host."""
-
-    NEW = 0
-    EXECUTING = 1
-    CLOSING = 2
-    CLOSED = 3
-
-
-class RunEngine:
-    """One run on one host. Ends by telling the store an end, or by letting go (unloaded, fenced off, handed back).
-
-    ``leaving``: this host must not write for the run any more. ``_verdict``: how the run is to end, whatever its code
-    does. ``_departing``: why the run is to be handed back. Each of them stops the agent's code at its next step.
-    """
+class RunEngine(Execution):
+    """One run on one host. Ends by telling the store an end, or by letting go (unloaded, fenced off, handed back)."""
 
     __slots__ = (
-        "_again", "_branches", "_buffer", "_closed", "_deadline", "_departing", "_effects", "_journal_lost", "_length",
-        "_parking", "_phase", "_quiet_scheduled", "_stops", "_task", "_verdict", "active", "agent", "checkpoint",
-        "checkpoints", "claim", "host", "job", "leaving", "lineage", "parked_until_ms", "replay", "run", "services",
-        "waits",
+        "_buffer", "_deadline", "_journal_lost", "_length", "_parking", "_quiet_scheduled", "agent", "checkpoint",
+        "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "replay", "run", "services", "waits",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, agent: Agent[Any, Any], services: Services) -> None:
+        super().__init__(claim.id)
         self.claim = claim
         self.agent = agent
         self.services = services
@@ -62,25 +45,14 @@ class RunEngine:
         self.replay: Replay | None = None
         self.checkpoint: bytes | None = None
         self.checkpoints = 0
-        self.active = 0
         self.waits: dict[str, tuple[Wait, asyncio.Future[None]]] = {}
-        self.leaving = False
         self.parked_until_ms: int | None = None
         self._length = len(claim.journal)
         self._buffer: list[bytes] = []
-        self._branches: set[asyncio.Task[Any]] = set()
-        self._effects: set[asyncio.Task[Any]] = set()
-        self._verdict: Verdict | None = None
-        self._departing = ""
         self._journal_lost = False
         self._parking: asyncio.Future[str | None] | None = None
         self._quiet_scheduled = False
-        self._phase = Phase.NEW
-        self._stops = 0
-        self._again: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._closed: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to drive the run."""
@@ -227,32 +199,11 @@ class RunEngine:
         if self._verdict is not None and not (resumes and self._verdict.state is RunState.CANCELLED):
             raise RunAborted
 
-    def effect(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Makes an effect's task: nothing but the loss of the run ends it early."""
-        # Not by the loop, whose factory would number it as a branch of the agent's.
-        task = asyncio.Task(work, loop=asyncio.get_running_loop())
-        self._effects.add(task)
-        self.active += 1
-        task.add_done_callback(self._effect_over)
-        return task
-
-    def _effect_over(self, task: "asyncio.Task[Any]") -> None:
-        self._effects.discard(task)
-        self.active -= 1
-        if not task.cancelled():
-            task.exception()  # its step's future has it, if anybody waits for that
-        self.step_over()
-
     def compacted(self, payload: bytes, number: int, length: int = 1) -> None:
         """The journal begins with this checkpoint; steps are numbered anew from it."""
         self.checkpoint, self.checkpoints, self._length = payload, number, length
         self._buffer.clear()
         SCOPE.set(Scope(asyncio.current_task(), self, f"c{number}."))
-
-    def branch_started(self, task: "asyncio.Task[Any]") -> None:
-        """The agent has started a task of its own."""
-        self._branches.add(task)
-        task.add_done_callback(self._branches.discard)
 
     def check_size(self, what: str, payload: bytes) -> None:
         """Refuses what the store is not to hold."""
@@ -266,10 +217,6 @@ class RunEngine:
     def busy(self) -> bool:
         """Whether any step or wait is under way."""
         return bool(self.active or self.waits)
-
-    def is_driven_here(self) -> bool:
-        """Whether the caller is the agent's own task, and none that it started."""
-        return asyncio.current_task() is self._task
 
     @property
     def journal_length(self) -> int:
@@ -381,62 +328,3 @@ class RunEngine:
             self.leaving, self._verdict = False, Verdict(RunState.CANCELLED, "cancelled")
         self._parking = None
         self._stop()
-
-    # Ending and leaving
-
-    def request_cancel(self, reason: str) -> None:
-        """Ends the run as cancelled at its next step boundary; an effect that is under way comes to its end first."""
-        if self._verdict is None and not self.leaving and self._phase in (Phase.NEW, Phase.EXECUTING):
-            self._verdict = Verdict(RunState.CANCELLED, reason)
-            self._stop()
-
-    def abort(self, verdict: Verdict) -> NoReturn:
-        """Ends the run from inside, past whatever its code does. What is unknown stays so, whatever else was said."""
-        if self._verdict is None or verdict.state is RunState.CONFIRMATION_UNKNOWN:
-            self._verdict = verdict
-        self._stop()
-        raise RunAborted
-
-    def drop(self) -> None:
-        """Lets go of the run without a word to its record: it belongs to somebody else."""
-        self.leaving = True
-        current = asyncio.current_task()
-        for effect in tuple(self._effects):
-            if effect is not current:
-                effect.cancel()
-        self._stop()
-
-    def depart(self, reason: str) -> None:
-        """Hands the run back at its next step boundary (drain). An effect that is under way comes to its end first."""
-        if not self.leaving and self._verdict is None and self._phase in (Phase.NEW, Phase.EXECUTING):
-            self._departing = reason
-            self._stop()
-
-    async def closed(self) -> None:
-        """Returns when this host has nothing to do with the run any more."""
-        if self._phase is Phase.CLOSED:
-            return
-        if self._closed is None:
-            self._closed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._closed)
-
-    def _stop(self) -> None:
-        """Cancels the agent's code. Code may swallow that: it is cancelled again, and in the end it is given up."""
-        task = self._task
-        if self._phase is not Phase.EXECUTING or task is None:
-            return
-        if asyncio.current_task() is not task:
-            task.cancel()
-        if self._again is None:
-            self._again = asyncio.get_running_loop().call_later(STOP_AGAIN_S, self._stop_again)
-
-    def _stop_again(self) -> None:
-        self._again = None
-        if self._phase is not Phase.EXECUTING:
-            return
-        self._stops += 1
-        if self._stops < MOST_STOPS:
-            self._stop()
-            return
-        _LOG.error("run %s: its code does not stop when it is cancelled; the run goes on without it", self.claim.id)
-        self._task = asyncio.get_running_loop().create_task(self._close(None))

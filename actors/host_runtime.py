@@ -16,12 +16,12 @@ from actors.engine import RunEngine
 from actors.placement import home_partitions
 from actors.registry import App
 from actors.scope import number_branches
+from actors.timers import Timers
 from actors.watch import Watch
 from actors.watchdog import Watchdog
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.keys import partition_of
-from cluster.lifecycle import RunState
 from cluster.records import Claim
 from cluster.store import Store
 from cluster.tasks import end
@@ -57,18 +57,17 @@ class HostRuntime:
         self._claiming = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
-        self._watch = Watch(settings.watch_address, self._peer_died)
+        self._watch = Watch(settings.watch_address, self._reap_soon)
         self._watched: tuple[str, ...] = ()
         self._home: frozenset[int] = frozenset()
         self._watch_at: tuple[str, int] = ("", 0)
         self._reaping: set[str] = set()
-        self._fires: dict[int, asyncio.TimerHandle] = {}
-        self._poll_from = 0
+        self._timers: Timers
+        self._beats = self._poll_from = 0
         self._stopped = False
-        self._leaving = False
-        self._marked = False
+        self._drains = f"host {label} drains"
+        self._leaving = self._marked = False
         self._heart: asyncio.Task[None] | None = None
-        self._beats = 0
         self._watchdog = Watchdog(settings, self) if watchdog else None
         self._served = [part for agent in app.agents.values() for part in (agent.name, agent.version)]
 
@@ -96,18 +95,12 @@ class HostRuntime:
             self._lease_ok.clear()
             await self._lease_ok.wait()
 
-    async def child_outcome(self, run_id: str) -> tuple[RunState, bytes, bytes] | None:
-        """State, output and error of a run."""
-        key = self.store.keys.run(run_id)
-        state, output, error = await self.store.command(key, "HMGET", key, "state", "output", "error")
-        return None if state is None else (RunState(state.decode()), output or b"", error or b"")
-
     def gone(self, engine: RunEngine) -> None:
         """A run has left its slot."""
         if self.runs.get(engine.claim.id) is engine:
             del self.runs[engine.claim.id]
         if engine.parked_until_ms is not None:
-            self._fire_at(partition_of(engine.claim.id), engine.parked_until_ms)
+            self._timers.at(partition_of(engine.claim.id), engine.parked_until_ms)
         if self._dirty:
             self._work.set()
 
@@ -119,6 +112,7 @@ class HostRuntime:
         self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
         self.committer = Committer(self.store, lambda: self.host)
         self.attempts = Attempts(self.loop.time, self.draw)
+        self._timers = Timers(self.store, self.now_ms, self._keep)
         self._new_identity()
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
@@ -202,7 +196,7 @@ class HostRuntime:
         count = min(_POLLED_PARTITIONS, len(self.store.partitions))
         chosen = [(self._poll_from + i) % len(self.store.partitions) for i in range(count)]
         self._poll_from = (self._poll_from + count) % len(self.store.partitions)
-        queued = await asyncio.gather(*(self._fire(partition) for partition in chosen))
+        queued = await asyncio.gather(*(self._timers.look(partition) for partition in chosen))
         self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
             engine.child_ended()
@@ -267,9 +261,8 @@ class HostRuntime:
                         self._begin(claim)
         if None in answers:
             await self._identity_lost(host)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        for error in (answer for answer in answers if isinstance(answer, BaseException)):
+            raise error
 
     def _begin(self, claim: Claim) -> None:
         old = self.runs.get(claim.id)
@@ -285,7 +278,7 @@ class HostRuntime:
         self.runs[claim.id] = engine
         engine.start()
         if self.draining:
-            engine.depart(f"host {self.label} drains")
+            engine.depart(self._drains)
 
     def _reconnected(self) -> None:
         self._keep(self._release_strays())
@@ -324,27 +317,7 @@ class HostRuntime:
             elif engine is not None and word == "child":
                 engine.child_ended()
 
-    def _fire_at(self, partition: int, due_ms: int) -> None:
-        """Looks at a partition's timers when this one is due; a heartbeat's poll is the net for hosts that die."""
-        at = self.loop.time() + max(0, due_ms - self.now_ms() + 1) / 1000
-        known = self._fires.get(partition)
-        if known is not None and not known.cancelled() and known.when() <= at and known.when() > self.loop.time():
-            return
-        if known is not None:
-            known.cancel()
-        self._fires[partition] = self.loop.call_at(at, lambda: self._keep(self._fire(partition)))
-
-    async def _fire(self, partition: int) -> int:
-        """Looks at a partition's timers; how many runs of it could be claimed."""
-        fired = await self.store.fire(partition)
-        if fired.following_ms is not None:
-            self._fire_at(partition, self.now_ms() + fired.following_ms)
-        return fired.queued
-
     # The dead
-
-    def _peer_died(self, host: str) -> None:
-        self._reap_soon(host)
 
     def _reap_soon(self, host: str) -> None:
         if host not in self._reaping:
@@ -384,7 +357,7 @@ class HostRuntime:
         async with self._claiming:
             engines = list(self.runs.values())
         for engine in engines:
-            engine.depart(f"host {self.label} drains")
+            engine.depart(self._drains)
         await asyncio.gather(*(engine.closed() for engine in engines))
         return len(engines)
 
@@ -408,8 +381,7 @@ class HostRuntime:
             self._watchdog.stop()
         for engine in list(self.runs.values()):
             engine.drop()
-        for timer in self._fires.values():
-            timer.cancel()
+        self._timers.close()
         self.committer.close()
         await end(task for task in self._tasks if task is not asyncio.current_task())
         await self._watch.stop()

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from actors.attempts import Attempts
 from actors.committer import Committer
-from cluster.lifecycle import RunState
 from cluster.store import Store
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ class Services(Protocol):
 
     async def lease_renewed(self) -> None:
         """Returns when it may again."""
-
-    async def child_outcome(self, run_id: str) -> tuple[RunState, bytes, bytes] | None:
-        """State, output and error of a run; None when there is none."""
 
     def gone(self, engine: "RunEngine") -> None:
         """The run holds no slot of this host any more."""
