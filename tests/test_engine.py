@@ -780,7 +780,7 @@ async def test_a_run_that_waited_for_too_long_is_shed(deployment: Spine, stage: 
 async def test_code_that_swallows_everything_is_stopped(
     redis_url: str, stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr("actors.engine.STOP_AGAIN_S", 0.05)
+    monkeypatch.setattr("actors.execution.STOP_AGAIN_S", 0.05)
     over = asyncio.Event()
 
     @agent("stubborn", version="1")
