@@ -46,7 +46,7 @@ TRANSITIONS: Final = (
     Transition(RunState.RUNNING, RunState.QUEUED, "handed back by a draining host, or taken from a dead one"),
     Transition(RunState.RUNNING, RunState.WAITING, "parked: timer, child or approval"),
     Transition(RunState.RUNNING, RunState.SUCCEEDED, "the agent returned"),
-    Transition(RunState.RUNNING, RunState.FAILED, "the agent raised, diverged or broke its contract, or killed its hosts"),
+    Transition(RunState.RUNNING, RunState.FAILED, "the agent raised, diverged, broke its contract or killed hosts"),
     Transition(RunState.RUNNING, RunState.CANCELLED, "cancelled, or its deadline passed, at a step boundary"),
     Transition(RunState.RUNNING, RunState.CONFIRMATION_UNKNOWN, "nobody can prove an effect's outcome"),
     Transition(RunState.WAITING, RunState.QUEUED, "what it waited for has happened"),
