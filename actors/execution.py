@@ -1,12 +1,14 @@
 """An agent's code on a host: what keeps it going, and what stops it, whatever it does about that."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Coroutine
 from enum import Enum
 from typing import Any, Final, NoReturn
 
 from actors.errors import RunAborted
+from actors.scope import wake
 from actors.verdict import Verdict
 from cluster.lifecycle import RunState
 
@@ -65,20 +67,24 @@ class Execution:
         """Whether the caller is the agent's own task, and none that it started."""
         return asyncio.current_task() is self._task
 
-    def effect(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Makes an effect's task: nothing but the loss of the run ends it early."""
+    async def effect(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Makes an effect in a task of its own and awaits it; cancelling this await does not touch the effect."""
+        loop = asyncio.get_running_loop()
         # Not by the loop, whose factory would number it as a branch of the agent's.
-        task = asyncio.Task(work, loop=asyncio.get_running_loop())
+        task = asyncio.Task(work, loop=loop)
+        over = loop.create_future()
         self._effects.add(task)
         self.active += 1
-        task.add_done_callback(self._effect_over)
-        return task
+        task.add_done_callback(functools.partial(self._effect_over, over))
+        await over
+        return task.result()
 
-    def _effect_over(self, task: "asyncio.Task[Any]") -> None:
+    def _effect_over(self, over: "asyncio.Future[None]", task: "asyncio.Task[Any]") -> None:
         self._effects.discard(task)
         self.active -= 1
         if not task.cancelled():
-            task.exception()  # its step's future has it, if anybody waits for that
+            task.exception()  # looked at, also if nobody waits for it any more
+        wake(over)
         self.step_over()
 
     def branch_started(self, task: "asyncio.Task[Any]") -> None:

@@ -32,10 +32,7 @@ async def call(
         return _recorded(tool, entry)
     await engine.may_start(resumes=entry is not None)
     if tool.options.risk.is_effect:
-        effect = engine.effect(_effect(engine, path, tool, values, args_digest, entry))
-        # Unlike an await of the task itself, this one can be cancelled without cancelling the effect.
-        await asyncio.wait((effect,))
-        return effect.result()
+        return await engine.effect(_effect(engine, path, tool, values, args_digest, entry))
     scope, task = SCOPE.get(), asyncio.current_task()
     if scope.owner is task:
         # Tasks that the tool starts are none of the agent's.
