@@ -34,7 +34,7 @@ class Modelled:
     host: str = ""
     pinned: str = ""
     journal: list[bytes] = field(default_factory=list)
-    cancel: bool = False
+    cancel: str = ""
     torn: bool = False
     parent: str = ""
     timer: bool = False
@@ -91,6 +91,8 @@ class StoreMachine(RuleBasedStateMachine):
         parent = self.runs.get(run.parent)
         if run.over and parent is not None and parent.state == "waiting":
             self.wake(parent)
+        if run.over and state != "succeeded":
+            self.cancel_children(run, "parent ended")
 
     def wake(self, run: Modelled) -> None:
         run.go("queued")
@@ -121,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert run.agent in served
             assert run.pinned in ("", served[run.agent])
             assert (claim.fence, claim.journal, claim.migrations) == (run.fence + 1, run.journal, run.migrations)
-            assert claim.cancel == ("why" if run.cancel else "")
+            assert claim.cancel == run.cancel
             assert claim.losses == (run.losses if run.mark == len(run.journal) else 0)
             run.go("running")
             run.fence, run.host, run.pinned = claim.fence, host, served[run.agent]
@@ -238,20 +240,27 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.runs)), min_size=1, max_size=3), "runs")
-        assert self.do(self.store.cancel(0, "why", chosen)) == [self.cancelled(self.runs[each]) for each in chosen]
+        assert self.do(self.store.cancel(0, "why", chosen)) == [
+            self.cancelled(self.runs[each], "why") for each in chosen
+        ]
 
-    def cancelled(self, run: Modelled) -> str:
-        for child in [each for each in self.runs.values() if each.parent == run.id]:
-            self.cancelled(child)
+    def cancelled(self, run: Modelled, reason: str) -> str:
         if run.over:
-            return "ended"
-        if run.state == "confirmation_unknown":
-            return "unknown"
-        if run.state == "running" or (run.state == "queued" and run.torn):
-            run.cancel = True
-            return "asked"
-        self.end(run, "cancelled")
-        return "cancelled"
+            answer = "ended"
+        elif run.state == "confirmation_unknown":
+            answer = "unknown"
+        elif run.state == "running" or run.torn:
+            run.cancel = reason
+            answer = "asked"
+        else:
+            self.end(run, "cancelled")
+            return "cancelled"
+        self.cancel_children(run, reason)
+        return answer
+
+    def cancel_children(self, run: Modelled, reason: str) -> None:
+        for child in [each for each in self.runs.values() if each.parent == run.id]:
+            self.cancelled(child, reason)
 
     # What must always be true
 
@@ -265,7 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (there["state"], int(there["fence"]), int(there["version"])) == (run.state, run.fence, run.version)
             assert audit.journal(run.id) == run.journal
             assert int(there.get("migrations", 0)) == run.migrations
-            assert (("torn" in there), ("cancel" in there)) == (run.torn, run.cancel)
+            assert (("torn" in there), there.get("cancel", "")) == (run.torn, run.cancel)
             if run.state == "running":
                 assert there["host"] == run.host
         counted = audit.counts["00"].get("counts", {})

@@ -1,6 +1,7 @@
 -- finish: runs reach an end, or confirmation_unknown.
 -- ARGV: retention; then per run: id, fence, host, state, reason, output, error.
 -- Returns a flat list of exceptions: id, 'STALE'.
+-- A run that ends as anything but succeeded takes its children with it.
 -- Invariant: only the owner ends a running run, and a call that is sent again changes nothing.
 local exceptions = {}
 for i = 2, #ARGV, 7 do

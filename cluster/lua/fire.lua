@@ -1,6 +1,7 @@
--- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index.
+-- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index. Children
+-- that did not go with their parent in one call go now.
 -- ARGV: retention; how many at most.
--- Returns {fired, ms until the next one is due or -1, runs queued or set aside}.
+-- Returns {fired, ms until there is more to do or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
 --   deadline or max_wait for want of a host that claims it.
 local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
@@ -26,10 +27,13 @@ for _, id in ipairs(due) do
     end
   end
 end
+doom(redis.call('LPOP', base .. 'doomed', 2 * MOST_DOOMED) or {})
 for state in pairs(TERMINAL) do
   redis.call('ZREMRANGEBYSCORE', base .. 'ended:' .. state, '-inf', now - retention(state))
 end
 settle()
 local following = redis.call('ZRANGE', base .. 'timers', 0, 0, 'WITHSCORES')
 local queued = redis.call('ZCARD', KEYS[1]) + redis.call('ZCARD', base .. 'unserved')
-return {#due, following[2] and math.max(0, following[2] - now) or -1, queued}
+local left = following[2] and math.max(0, following[2] - now) or -1
+if redis.call('EXISTS', base .. 'doomed') == 1 then left = 0 end
+return {#due, left, queued}

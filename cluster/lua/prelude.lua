@@ -4,7 +4,8 @@
 -- "succeeded,failed,cancelled,shed".
 -- Indices: queue (by order), unserved and aside:NEED (queued, but no host asked so far serves them), needs (which NEEDs
 -- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown,
--- ended:STATE (by time of the end; fire trims each by its state's retention).
+-- ended:STATE (by time of the end; fire trims each by its state's retention). The list doomed holds runs that are to be
+-- cancelled with their parent, each followed by the reason: what one call left to the next fire.
 local base = string.sub(KEYS[1], 1, -6)
 local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
 local clock = redis.call('TIME')
@@ -89,8 +90,67 @@ local function tell_parent(parent)
   end
 end
 
+local end_run, cancel_run
+
+-- Cancels runs, and their children, and theirs: `more` is id, reason, id, reason, … The server does nothing else
+-- meanwhile, and each run costs it about ten commands, so that one call takes MOST_DOOMED of them at most, however deep
+-- and wide the tree is (a worklist: nothing recurses). It notes down the others, which costs one value each, and
+-- fire goes on with them.
+local MOST_DOOMED = 1000
+local doomed, dooming, taken = {}, false, 0
+local function doom(more)
+  for i = 1, #more do doomed[#doomed + 1] = more[i] end
+  if dooming then return end
+  dooming = true
+  while #doomed > 0 and taken < MOST_DOOMED do
+    local reason = table.remove(doomed)
+    taken = taken + 1
+    cancel_run(table.remove(doomed), reason)
+  end
+  dooming = false
+  for part = 1, #doomed, 4000 do
+    redis.call('RPUSH', base .. 'doomed', unpack(doomed, part, math.min(part + 3999, #doomed)))
+  end
+  doomed = {}
+end
+
+local function doom_children(id, reason)
+  local more = {}
+  for _, child in ipairs(redis.call('SMEMBERS', base .. 'children:' .. id)) do
+    more[#more + 1] = child
+    more[#more + 1] = reason
+  end
+  doom(more)
+end
+
+-- Cancels a run, and its children after it, so that they do not wake a parent that ends; cancel.lua has the words.
+cancel_run = function(id, reason)
+  local run = base .. 'run:' .. id
+  local rec = redis.call('HMGET', run, 'state', 'batch', 'host', 'torn', 'version', 'parent')
+  local state, answer = rec[1], nil
+  if not state then
+    answer = 'missing'
+  elseif TERMINAL[state] then
+    answer = 'ended'
+  elseif state == 'confirmation_unknown' then
+    answer = 'unknown'
+  elseif state == 'running' or rec[4] then
+    redis.call('HSET', run, 'cancel', reason)
+    if state == 'running' then redis.call('PUBLISH', name .. ':host:' .. rec[3], 'cancel ' .. id) end
+    answer = 'asked'
+  else
+    unqueue(id)
+    redis.call('ZREM', base .. 'waiting', id)
+    end_run(id, rec[2], rec[5], rec[6], state, 'cancelled', reason, '', '')
+    return 'cancelled'
+  end
+  doom_children(id, reason)
+  return answer
+end
+
 -- Ends a run: state, outcome, index, expiry, its parent (false: none). The caller has taken it out of where it was.
-local function end_run(id, batch, version, parent, from, to, reason, output, failure)
+-- Its children go with it unless it succeeded. It has its end before them, so that none of theirs wakes it.
+end_run = function(id, batch, version, parent, from, to, reason, output, failure)
   local run = base .. 'run:' .. id
   go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
   redis.call('ZADD', base .. 'ended:' .. to, now, id)
@@ -99,6 +159,7 @@ local function end_run(id, batch, version, parent, from, to, reason, output, fai
   redis.call('PEXPIRE', base .. 'journal:' .. id, keep)
   redis.call('PEXPIRE', base .. 'children:' .. id, keep)
   if parent then tell_parent(parent) end
+  if to ~= 'succeeded' then doom_children(id, 'parent ended') end
 end
 
 -- Writes the counters and tells whoever listens; every script ends with it.

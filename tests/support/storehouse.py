@@ -200,7 +200,11 @@ class Audit:
             assert what == "needs" or what.startswith(("owned:", "children:")), key
             self.sets[partition][what] = {member.decode() for member in client.smembers(key)}
         elif kind == b"list":
-            assert what.startswith("journal:") or (what.startswith("batch:") and what.endswith(":runs")), key
+            assert (
+                what == "doomed"
+                or what.startswith("journal:")
+                or (what.startswith("batch:") and what.endswith(":runs"))
+            ), key
             self.lists[partition][what] = client.lrange(key, 0, -1)
 
     def places(self, run_id: str) -> set[str]:
@@ -254,6 +258,10 @@ class Audit:
             wanted, bounds = {f"ended:{state}"}, []
             assert self.ttl_ms[run_id[:2]][f"run:{run_id}"] > 0, f"{run_id} would stay for ever"
             assert self.ttl_ms[run_id[:2]].get(f"journal:{run_id}", 1) > 0
+        parent = self.runs.get(run.get("parent", ""), {}).get("state")
+        if parent in _ENDS - {"succeeded"} and state not in _ENDS | {"confirmation_unknown"}:
+            going = "cancel" in run or run_id.encode() in self.lists[run_id[:2]].get("doomed", [])
+            assert going, f"{run_id} is {state}, and its parent has {parent}"
         assert self.places(run_id) == wanted, (run_id, run, self.places(run_id))
         assert self.timer(run_id) == (min(bounds) if bounds else None), (run_id, run, self.timer(run_id))
 
