@@ -177,7 +177,10 @@ def run(view: "RunView") -> None:
         made = table("step", "kind", "name", "status", "attempts", "took", "value", right=("took",))
         for step in view.journal:
             took = f"{step.ended_ms - step.started_ms} ms" if step.ended_ms else ""
-            row(made, step.step, step.kind, step.name, step.status, step.attempts, took, short(step.payload, 120))
+            # A timer has one entry, written when it was set; nothing follows it when it is due.
+            timer = step.kind == "timer"
+            status, value = ("set", f"due {moment(step.payload)}") if timer else (step.status, short(step.payload, 120))
+            row(made, step.step, step.kind, step.name, status, step.attempts, took, value)
         out.print(made)
 
 
