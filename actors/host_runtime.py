@@ -18,7 +18,7 @@ from actors.registry import App
 from actors.scope import number_branches
 from actors.timers import Timers
 from actors.watch import Watch
-from actors.watchdog import Watchdog
+from actors.watchdog import Watchdog, forget_old_notes
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.keys import partition_of
@@ -120,8 +120,8 @@ class HostRuntime:
         if self._watchdog is not None:
             self._watchdog.start()
         self._heart = self._keep(self._heartbeats())
-        self._keep(self._claims())
-        self._keep(self._bury_namesakes())
+        for work in (self._claims(), self._bury_namesakes(), forget_old_notes(self.store, self.now_ms())):
+            self._keep(work)
         _LOG.info("host %s serves %s", self.host, ", ".join(sorted(self.app.agents)))
 
     def _new_identity(self) -> None:

@@ -25,13 +25,30 @@ from cluster import scripts
 from cluster.config import Settings
 from cluster.keys import Keys, partition_of
 from cluster.lifecycle import RunState
+from cluster.store import Store
 
 if TYPE_CHECKING:
     from actors.host_runtime import HostRuntime
 
 _BEAT_S: Final = 0.25
+_NOTES_KEPT_MS: Final = 86_400_000
 EXIT_CODE: Final = 70
 _LOG: Final = logging.getLogger("penstock.watchdog")
+
+
+async def forget_old_notes(store: Store, now_ms: int) -> None:
+    """Removes what was said of runs more than a day ago: no script can, since notes and runs are in different slots."""
+
+    def kept(note: str) -> bool:
+        try:
+            return bool(json.loads(note)["at_ms"] > now_ms - _NOTES_KEPT_MS)
+        except (ValueError, TypeError, KeyError):
+            return False
+
+    key = store.keys.notes
+    old = [run_id for run_id, note in (await store.fields(key)).items() if not kept(note)]
+    if old:
+        await store.command(key, "HDEL", key, *old)
 
 
 class Watchdog:

@@ -105,5 +105,5 @@ class Keys:
         return f"{self.name}:host:{host}"
 
     def batch_channel(self, batch: str) -> str:
-        """Told a number of runs whenever runs of the batch have ended."""
+        """Told a number of runs whenever runs of the batch have ended, or become ``confirmation_unknown``."""
         return f"{self.name}:batch:{batch}"

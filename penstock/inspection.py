@@ -141,7 +141,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         last_step=_step(decode_entry(last)) if last else None,
         steps=length,
         error=run_error(record.error),
-        note=_note(notes, now_ms),
+        note="" if record.state in TERMINAL else _note(notes, now_ms),
     )
     return explain(record, facts)
 

@@ -185,6 +185,16 @@ async def test_an_end_is_announced_to_the_batch(store: Store) -> None:
     assert await next_message(store, store.keys.batch_channel("b"), end) == "2"
 
 
+async def test_what_becomes_unknown_is_announced_to_the_batch(store: Store) -> None:
+    run = await one(store)
+    channel = store.keys.batch_channel("b")
+    told = await next_message(store, channel, lambda: finish(store, run, RunState.CONFIRMATION_UNKNOWN))
+    assert told == "1"
+    # It is no end: nothing of the batch is forgotten while somebody has still to say how it was.
+    audit = Audit(store)
+    assert (audit.ttl_ms["00"]["batch:b"], audit.ttl_ms["00"]["batch:b:runs"]) == (-1, -1)
+
+
 # ---------------------------------------------------------------------------------------------- late and racing owners
 
 

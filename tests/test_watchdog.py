@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import spine_app
-from hosting import Spine, output, spine
+from hosting import Spine, output, spine, until
 
 from actors.journal import decode_error
 from actors.watchdog import EXIT_CODE
@@ -149,3 +149,21 @@ async def test_a_process_that_was_stopped_is_not_blamed(redis_url: str, tmp_path
         await asyncio.sleep(0.3)
         assert process.poll() is None
         assert "blocked for" not in log.read_text()
+
+
+async def test_a_host_that_starts_removes_notes_of_long_ago(redis_url: str) -> None:
+    async with spine(redis_url) as deployment:
+        store, day_ms = deployment.store, 86_400_000
+        now_ms = await store.server_ms()
+        young = json.dumps({"note": "blocks", "at_ms": now_ms - day_ms + 60_000})
+        notes = {
+            "old": json.dumps({"note": "blocks", "at_ms": now_ms - day_ms - 60_000}),
+            "of no time": json.dumps({"note": "blocks"}), "a number": "7", "no JSON": "{", "young": young,
+        }  # fmt: skip
+        await store.set_fields(store.keys.notes, notes)
+        await deployment.host(spine_app.echoes)
+
+        async def only_the_young() -> bool:
+            return await store.fields(store.keys.notes) == {"young": young}
+
+        await until(only_the_young, "the removal of old notes")

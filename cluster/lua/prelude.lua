@@ -11,7 +11,7 @@ local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local deltas, ended_batches, woken = {}, {}, false
+local deltas, settled, woken = {}, {}, false
 local kept
 
 -- How long a run that ended in this state stays readable; without a state, the longest of all.
@@ -40,7 +40,7 @@ local function count_state(batch, from, to)
     local key = base .. 'batch:' .. batch
     if from then count(key, from, -1) end
     count(key, to, 1)
-    if TERMINAL[to] then ended_batches[batch] = (ended_batches[batch] or 0) + 1 end
+    if TERMINAL[to] or to == 'confirmation_unknown' then settled[batch] = (settled[batch] or 0) + 1 end
   end
 end
 
@@ -169,7 +169,7 @@ local function settle()
       if amount ~= 0 then redis.call('HINCRBY', key, field, amount) end
     end
   end
-  for batch, amount in pairs(ended_batches) do
+  for batch, amount in pairs(settled) do
     -- A batch is forgotten when all of it is over, and not while one of its runs sleeps for a month.
     local key, left = base .. 'batch:' .. batch, 0
     for _, held in ipairs(redis.call('HMGET', key, 'queued', 'running', 'waiting', 'confirmation_unknown')) do
