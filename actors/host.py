@@ -22,7 +22,8 @@ _LOG: Final = logging.getLogger("penstock.host")
 
 def _calm_collector() -> None:
     """Collects garbage less often: a host makes many short-lived objects that need no collector, beside many that
-    live as long as their runs and that every full pass would visit."""
+    live as long as their runs and that every full pass would visit.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
