@@ -264,6 +264,11 @@ class HostRuntime:
         for error in (answer for answer in answers if isinstance(answer, BaseException)):
             raise error
 
+    async def _release_unread(self, claim: Claim, reason: str) -> None:
+        """Leaves a run to hosts of a newer version; not at once, or a lone host would claim it again for ever."""
+        await asyncio.sleep(self.settings.heartbeat_s)
+        await self.store.release(partition_of(claim.id), self.host, reason, [(claim.id, claim.fence)])
+
     def _begin(self, claim: Claim) -> None:
         old = self.runs.get(claim.id)
         if old is not None:
@@ -272,8 +277,7 @@ class HostRuntime:
             engine = RunEngine(claim, self.app.agents[claim.agent], self)
         except ValueError as error:
             _LOG.error("run %s cannot be read here: %s", claim.id, error)
-            partition = partition_of(claim.id)
-            self._keep(self.store.release(partition, self.host, str(error), [(claim.id, claim.fence)]))
+            self._keep(self._release_unread(claim, str(error)))
             return
         self.runs[claim.id] = engine
         engine.start()

@@ -43,7 +43,7 @@ from penstock.waiting import POLL_S, RunWaiter, signals, told_within, until_over
 
 ProgressCallback: TypeAlias = Callable[[SubmitProgress], None]
 
-_WATCH_PAUSE_S: Final = 0.05
+_WATCH_PAUSE_S: Final = 0.02
 _LINES_A_TURN: Final = 256
 
 
@@ -249,7 +249,7 @@ class Client:
         return await inspection.deployment(self.store, batches)
 
     async def watch(self, batch: str) -> AsyncGenerator[BatchStatus]:
-        """A batch's status, now and whenever it changes, at most 20 times a second, until every run has ended.
+        """A batch's status, now and whenever it changes, at most 50 times a second, until every run has ended.
 
         A batch with runs in ``confirmation_unknown`` does not end by itself: look at ``settled``.
 
