@@ -15,6 +15,7 @@ __all__ = [
     "HEALTH_CHECKS",
     "LOOPBACK",
     "QUIET",
+    "children_hear_interrupts",
     "children_outlive_hangup",
     "environment",
     "held_signals",
@@ -126,6 +127,29 @@ def children_outlive_hangup() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def children_hear_interrupts() -> Iterator[None]:
+    """Processes that this thread starts meanwhile do not ignore SIGINT.
+
+    A shell without job control has its background commands ignore it, which their children inherit, and a Ray worker
+    that ignores it cannot have a task of its cancelled: Ray interrupts the task's thread by it. This process itself
+    goes on ignoring it.
+    """
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _ignore)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Ignores a signal here; unlike SIG_IGN, a handler is not inherited by other programs."""
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from cluster.ray_environment import (
     HEALTH_CHECKS,
     LOOPBACK,
     QUIET,
+    children_hear_interrupts,
     children_outlive_hangup,
     environment,
     held_signals,
@@ -249,7 +250,7 @@ class LocalRay:
             self._add_node()
 
     def _add_node(self, **arguments: Any) -> None:
-        with own_sigterm(), children_outlive_hangup():
+        with own_sigterm(), children_outlive_hangup(), children_hear_interrupts():
             node = self._cluster.add_node(
                 num_cpus=self._cpus_per_node,
                 node_ip_address=LOOPBACK,

@@ -260,3 +260,18 @@ def test_a_token_file_does_no_harm_and_nothing_is_left_behind(tmp_path: Path, en
             owner.wait()
     assert until(lambda: not directory.exists()) < 5.0
     assert not processes_of(directory)
+
+
+def test_children_of_a_process_that_ignores_interrupts_hear_them() -> None:
+    """As when a shell without job control starts us in the background."""
+    program = (
+        "import signal, subprocess, sys\n"
+        "from cluster.ray_environment import children_hear_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "ask = [sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGINT) != signal.SIG_IGN)']\n"
+        "with children_hear_interrupts():\n"
+        "    print(subprocess.check_output(ask, text=True).strip())\n"
+        "print(subprocess.check_output(ask, text=True).strip(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert said.split() == ["True", "False", "True"]
