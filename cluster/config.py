@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     slots_per_host: int = Field(default=2000, ge=1)
     payload_limit_bytes: int = Field(default=256 * 1024, ge=1024)
     store_timeout_s: float = Field(default=10.0, gt=0)
+    store_replicas: int = Field(default=0, ge=0, description="replicas that must have a write before it counts (WAIT)")
     max_losses: int = Field(default=10, ge=1, description="hosts that may die under one run before it is given up")
     loop_block_warn_s: float = Field(default=1.0, gt=0)
     loop_block_limit_s: float = Field(default=10.0, gt=0)

@@ -39,6 +39,7 @@ _FAILED_CONNECTS: Final = 4
 # Disk trouble, a script that runs for too long, too few replicas: states of the server and not faults of the call.
 _PASSING: Final = ("MISCONF", "BUSY ", "NOREPLICAS")
 _TRANSACTION_BYTES: Final = 512 * 1024
+_REPLICA_MS: Final = 1000
 _MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
@@ -69,37 +70,39 @@ class _Call:
 class _Unit:
     """Calls that are answered together: one call, or the calls of one transaction (MULTI … EXEC)."""
 
-    __slots__ = ("calls", "left")
+    __slots__ = ("answer", "calls", "left", "wait")
 
-    def __init__(self, calls: list[_Call]) -> None:
+    def __init__(self, calls: list[_Call], wait: bytes) -> None:
         self.calls = calls
-        # A transaction is answered by OK, one QUEUED a call, and then all answers at once.
-        self.left = 1 if len(calls) == 1 else len(calls) + 2
+        self.wait = wait
+        self.answer: Any = None
+        # A transaction is answered by OK, one QUEUED a call, and then all answers at once; then comes WAIT's answer.
+        self.left = (1 if len(calls) == 1 else len(calls) + 2) + bool(wait)
 
     @property
     def packed(self) -> bytes:
         """The bytes to send."""
         if len(self.calls) == 1:
-            return self.calls[0].packed
-        return b"".join([_MULTI, *[call.packed for call in self.calls], _EXEC])
+            return self.calls[0].packed + self.wait
+        return b"".join([_MULTI, *[call.packed for call in self.calls], _EXEC, self.wait])
 
 
-def _units(calls: list[_Call], *, transactions: bool) -> Iterator[_Unit]:
+def _units(calls: list[_Call], *, transactions: bool, wait: bytes) -> Iterator[_Unit]:
     """Groups script calls into transactions, in order and bounded in size; other commands go alone."""
     group: list[_Call] = []
     size = 0
     for call in calls:
         alone = call.alone or not transactions
         if group and (alone or size + len(call.packed) > _TRANSACTION_BYTES):
-            yield _Unit(group)
+            yield _Unit(group, wait)
             group, size = [], 0
         if alone:
-            yield _Unit([call])
+            yield _Unit([call], wait)
         else:
             group.append(call)
             size += len(call.packed)
     if group:
-        yield _Unit(group)
+        yield _Unit(group, wait)
 
 
 class Lane:
@@ -117,6 +120,8 @@ class Lane:
         transactions: wrap the script calls of one write into a transaction. A server reads a connection in small
             pieces and syncs its log after each piece that wrote something; a transaction is synced once, as a whole.
             A server in cluster mode has no transactions over several slots.
+        replicas: how many replicas must have a write before it counts as answered; a write that too few have in time
+            is sent again over a new connection.
         elsewhere: another server may take this one's place (cluster mode): when it cannot be reached, calls raise
             :class:`Moved`, so that they can be routed anew.
         on_reconnected: called after every connect but the first.
@@ -130,6 +135,7 @@ class Lane:
         answer_timeout_s: float = 5.0,
         in_flight: int = 2,
         transactions: bool = False,
+        replicas: int = 0,
         elsewhere: bool = False,
         on_reconnected: Callable[[], None] | None = None,
     ) -> None:
@@ -138,6 +144,8 @@ class Lane:
         self._answer_timeout_s = answer_timeout_s
         self._in_flight = in_flight
         self._transactions = transactions
+        self._replicas = replicas
+        self._wait = _pack(("WAIT", replicas, _REPLICA_MS)) if replicas else b""
         self._elsewhere = elsewhere
         self._on_reconnected = on_reconnected
         self._loop = asyncio.get_running_loop()
@@ -229,7 +237,7 @@ class Lane:
                 calls, self._waiting = self._waiting, []
                 if not self._sent:
                     self._last_heard = self._loop.time()
-                units = list(_units(calls, transactions=self._transactions))
+                units = list(_units(calls, transactions=self._transactions, wait=self._wait))
                 self._sent.extend(units)
                 self._write_ends.append(self._answered + len(self._sent))
                 await connection.send_packed_command(b"".join([unit.packed for unit in units]), check_health=False)
@@ -242,8 +250,14 @@ class Lane:
                 answer = error
             unit = self._sent[0]
             unit.left -= 1
+            if unit.left == bool(unit.wait):
+                unit.answer = answer
             if unit.left:
                 continue
+            if unit.wait:
+                if not isinstance(answer, int) or answer < self._replicas:
+                    raise RedisTimeoutError(f"{answer} replicas have the last write, {self._replicas} must")
+                answer = unit.answer
             self._took()
             if len(unit.calls) == 1:
                 self._settle(unit.calls[0], answer)

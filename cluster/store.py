@@ -62,6 +62,7 @@ class Store:
         topology = await Topology.open(
             settings.redis_url.get_secret_value(),
             timeout_s=math.inf if patient else settings.store_timeout_s,
+            replicas=settings.store_replicas,
             on_reconnected=on_reconnected,
         )
         store = cls(settings, topology, Keys(settings.name, settings.partitions), patient=patient)

@@ -84,12 +84,14 @@ class Topology:
         *,
         timeout_s: float = math.inf,
         answer_timeout_s: float = 5.0,
+        replicas: int = 0,
         on_reconnected: Callable[[], None] | None = None,
     ) -> "Topology":
         """Connects and finds out whether the store is a cluster."""
         options: dict[str, Any] = {
             "timeout_s": timeout_s,
             "answer_timeout_s": answer_timeout_s,
+            "replicas": replicas,
             "on_reconnected": on_reconnected,
         }
         cluster = None

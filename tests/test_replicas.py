@@ -1,0 +1,81 @@
+"""Writes that count only when a replica has them, with two real servers."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+from actors.job import Job, new_run
+from cluster.config import Settings
+from cluster.embedded import EmbeddedValkey
+from cluster.errors import StoreUnavailable
+from cluster.keys import partition_of
+from cluster.records import NewRun
+from cluster.store import Store
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedValkey, EmbeddedValkey]]:
+    """A primary and its replica, in touch."""
+    with EmbeddedValkey(tmp_path / "primary") as primary, EmbeddedValkey(tmp_path / "replica") as replica:
+        follow(replica, primary)
+        yield primary, replica
+
+
+def follow(replica: EmbeddedValkey, primary: EmbeddedValkey) -> None:
+    """Makes one server the other's replica, and waits until it is."""
+    password = unquote(urlsplit(primary.url).password or "")
+    with redis.Redis.from_url(replica.url) as client:
+        client.config_set("masterauth", password)
+        client.replicaof("127.0.0.1", str(primary.port))
+    with redis.Redis.from_url(primary.url) as client:
+        for _ in range(100):
+            client.set("touched", 1)
+            if client.wait(1, 100) == 1:
+                return
+    raise AssertionError("the replica does not follow")
+
+
+def settings_of(primary: EmbeddedValkey) -> Settings:
+    """Every write must be with one replica; calls give up soon."""
+    return Settings(redis_url=SecretStr(primary.url), name="replicated", store_replicas=1, store_timeout_s=2.5)
+
+
+def some_runs(settings: Settings, count: int) -> dict[int, list[NewRun]]:
+    """New runs by partition."""
+    found: dict[int, list[NewRun]] = {}
+    for number in range(count):
+        run = new_run(Job(custom_id=f"job-{number}", agent="nobody"), "batch", settings.partitions)
+        found.setdefault(partition_of(run.id), []).append(run)
+    return found
+
+
+async def test_an_acknowledged_write_is_with_the_replica(pair: tuple[EmbeddedValkey, EmbeddedValkey]) -> None:
+    primary, replica = pair
+    store = await Store.open(settings_of(primary))
+    runs = some_runs(store.settings, 100)
+    answers = await asyncio.gather(*(store.submit("batch", partition, group) for partition, group in runs.items()))
+    primary.kill()
+    with redis.Redis.from_url(replica.url) as client:
+        kept = [client.hget(store.keys.run(run.id), "state") for group in runs.values() for run in group]
+    await store.close()
+    assert [answer for group in answers for answer in group] == [1] * 100
+    assert kept == [b"queued"] * 100
+
+
+async def test_without_the_replica_nothing_is_acknowledged(pair: tuple[EmbeddedValkey, EmbeddedValkey]) -> None:
+    primary, replica = pair
+    store = await Store.open(settings_of(primary))
+    replica.kill()
+    partition, runs = next(iter(some_runs(store.settings, 10).items()))
+    with pytest.raises(StoreUnavailable, match="replicas have the last write"):
+        await store.submit("batch", partition, runs)
+    replica.restart()
+    follow(replica, primary)
+    # The primary had it all the time; asking again is safe, and is now answered.
+    assert await store.submit("batch", partition, runs) == [0] * len(runs)
+    await store.close()
