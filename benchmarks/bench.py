@@ -79,6 +79,16 @@ async def host_processes(client: Client) -> list[psutil.Process]:
     return [psutil.Process(int(view.info["pid"])) for view in await client.hosts()]
 
 
+async def busiest_host(client: Client) -> psutil.Process:
+    """The process of the host that has the most runs now."""
+    store = client.store
+    runs: dict[int, int] = {}
+    for view in await client.hosts():
+        owned = await asyncio.gather(*(store.owned(partition, view.host) for partition in store.partitions))
+        runs[int(view.info["pid"])] = sum(map(len, owned))
+    return psutil.Process(max(runs, key=lambda pid: runs[pid]))
+
+
 def cpu_seconds(processes: list[psutil.Process]) -> float:
     """Processor time that they have used so far."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
