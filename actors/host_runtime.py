@@ -41,6 +41,7 @@ class HostRuntime:
         self.app = app
         self.label = label
         self.host = ""
+        self._registered = ""
         self.runs: dict[str, RunEngine] = {}
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.max_losses = settings.max_losses
@@ -145,13 +146,19 @@ class HostRuntime:
 
     async def _beat(self, info: str = "") -> None:
         sent, host = self.loop.time(), self.host
+        known = self._registered == host
         beat = await self.store.heartbeat(host, info)
         heard = self.loop.time()
         if not beat.standing:
-            await self._identity_lost(host)
+            if known:
+                await self._identity_lost(host)
+            elif not self._claiming.locked():
+                # A name that nobody has heard of yet is not lost. Where nobody is about to register it, that failed.
+                await self._register()
             return
         if host != self.host:
             return
+        self._registered = host
         self._clock_base_ms = beat.server_ms - (sent + heard) / 2 * 1000
         # Whoever was late itself cannot tell: maybe the store was away, and then all are late and about to say so.
         late = heard >= self._lease_until

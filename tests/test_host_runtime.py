@@ -625,3 +625,24 @@ async def test_numbering_branches_twice_is_numbering_them_once() -> None:
     number_branches(loop)
     assert loop.get_task_factory() is first
     assert await asyncio.create_task(asyncio.sleep(0, "done")) == "done"
+
+
+async def test_a_beat_before_a_new_name_is_registered_is_no_second_loss(
+    deployment: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = await deployment.host()
+    first = host.host
+    register = host._register
+
+    async def with_a_beat_before() -> None:
+        await host._beat()
+        await register()
+
+    monkeypatch.setattr(host, "_register", with_a_beat_before)
+    await deployment.reap(first)
+    await until(lambda: host.host != first, "a new name")
+    second = host.host
+    for _ in range(3):
+        await host._beat()
+    assert host.host == second
+    assert set(await deployment.store.hosts()) == {second}
