@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeAlias, TypeVar
 
 from cluster.errors import StoreFull, StoreUnavailable
+from cluster.keys import partition_of
 from cluster.records import Append, Finish, Park
 from cluster.store import Store
 
@@ -47,8 +48,6 @@ class Committer:
         self._scheduled = False
         self._in_flight = 0
         self._closed = False
-        self.flushes = 0
-        self.written = 0
 
     def append(self, entry: Append) -> _Answer:
         """Journal entries of one run."""
@@ -69,7 +68,7 @@ class Committer:
         return answer
 
     def _group(self, run_id: str) -> _Group:
-        partition = int(run_id[:2], 16)
+        partition = partition_of(run_id)
         group = self._groups.get(partition)
         if group is None:
             group = self._groups[partition] = _Group()
@@ -93,7 +92,6 @@ class Committer:
             if group.parks:
                 sends.append(self._send(self._park, partition, group.parks))
         self._in_flight += 1
-        self.flushes += 1
         left = len(sends)
 
         def one_done(_: "asyncio.Task[None]") -> None:
@@ -153,7 +151,6 @@ class Committer:
             if not self._closed:
                 _LOG.exception("partition %02x: a write failed", partition)
             return
-        self.written += len(items)
         if not exceptions:
             for _, answer in items:
                 if not answer.done():

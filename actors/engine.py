@@ -17,6 +17,7 @@ from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
 from actors.verdict import Verdict, failed, failure, hosts_lost, unproven
+from cluster.keys import partition_of
 from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Finish, Park
 
@@ -164,7 +165,7 @@ class RunEngine(Execution):
 
     async def _hand_back(self) -> None:
         self.leaving = True
-        partition, runs = int(self.claim.id[:2], 16), [(self.claim.id, self.claim.fence)]
+        partition, runs = partition_of(self.claim.id), [(self.claim.id, self.claim.fence)]
         release = self.services.store.release
         await self.services.committer.insist(lambda: release(partition, self.host, self._departing, runs))
 

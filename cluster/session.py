@@ -267,10 +267,6 @@ class LocalRay:
             self._add_node()
         return len(self._nodes) - 1
 
-    def raylet_pid(self, index: int) -> int:
-        """Process id of a node's raylet, for tests that freeze it."""
-        return int(self._raylet(index).pid)
-
     def kill_node(self, index: int) -> None:
         """SIGKILL a node's raylet, as when its machine dies, and reap it: unreaped it would keep its workers alive.
 

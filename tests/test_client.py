@@ -26,6 +26,7 @@ from actors.journal import Entry, encode_entry
 from cluster.config import Settings
 from cluster.embedded import EmbeddedValkey
 from cluster.errors import StoreUnavailable, StoreUnsuitable
+from cluster.keys import partition_of
 from cluster.lifecycle import RunState
 from cluster.records import Append, Claim, Park
 from penstock import Client, SyncClient
@@ -426,7 +427,7 @@ async def test_show_has_the_job_and_the_journal(client: Client) -> None:
     (claim,) = await claim_all(client.store)
     entry = Entry(1, "call", "0", "get_order", b"\x01" * 16, "ok", b'{"total": 3}', 2, 1000, 1500)
     append = Append(claim.id, claim.fence, 0, 1, [encode_entry(entry)])
-    assert await client.store.append(int(claim.id[:2], 16), [append]) == {}
+    assert await client.store.append(partition_of(claim.id), [append]) == {}
     shown = await client.show(claim.id)
     assert (shown.custom_id, shown.state, shown.host, shown.tenant, shown.value) == (
         "job-1",
@@ -504,7 +505,7 @@ async def test_why_a_waiting_and_an_ended_run(client: Client) -> None:
     await client.submit([job(1), job(2)], batch="b")
     first, second = await claim_all(client.store)
     due_ms = await client.store.server_ms() + 60_000
-    await client.store.park(int(first.id[:2], 16), HOST, [Park(first.id, first.fence, "timer", due_ms, ())])
+    await client.store.park(partition_of(first.id), HOST, [Park(first.id, first.fence, "timer", due_ms, ())])
     why = await client.why(first.id)
     assert (why.state, why.reason, why.owner) == ("waiting", "timer", "the store's timers")
     assert "in 5" in why.bound or "in 60.0 s" in why.bound

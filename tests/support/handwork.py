@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from cluster.config import Settings
+from cluster.keys import partition_of
 from cluster.lifecycle import RunState
 from cluster.records import Claim, Finish
 from cluster.store import Store
@@ -49,7 +50,7 @@ async def end(store: Store, claims: list[Claim], state: RunState = RunState.SUCC
         output = json.dumps({"echo": claim.custom_id}).encode() if state is RunState.SUCCEEDED else b""
         error = b"" if output else json.dumps({"class": "Boom", "message": "by hand", "step": "0"}).encode()
         finish = Finish(claim.id, claim.fence, state, "", output, error)
-        by_partition.setdefault(int(claim.id[:2], 16), []).append(finish)
+        by_partition.setdefault(partition_of(claim.id), []).append(finish)
     for partition, ends in by_partition.items():
         assert await store.finish(partition, HOST, ends) == {}
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from cluster import reader
 from cluster.config import Retention, Settings
-from cluster.keys import child_run_id, digest, job_run_id
+from cluster.keys import child_run_id, digest, job_run_id, partition_of
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import Append, Claim, Finish, NewRun, Park
 from cluster.store import Store
@@ -62,7 +62,7 @@ def new(
 async def submit(store: Store, runs: Iterable[NewRun], *, batch: str = "b") -> list[int]:
     by_partition: dict[int, list[NewRun]] = defaultdict(list)
     for run in runs:
-        by_partition[int(run.id[:2], 16)].append(run)
+        by_partition[partition_of(run.id)].append(run)
     answers: list[int] = []
     for partition, group in by_partition.items():
         answers += await store.submit(batch, partition, group)
@@ -88,7 +88,7 @@ async def one(store: Store, host: str = "h1", custom_id: str = "a", **fields: An
 
 async def append(store: Store, run: Claim, length: int, *entries: bytes, finished: int | None = None) -> str | None:
     steps = len(entries) if finished is None else finished
-    said = await store.append(int(run.id[:2], 16), [Append(run.id, run.fence, length, steps, list(entries))])
+    said = await store.append(partition_of(run.id), [Append(run.id, run.fence, length, steps, list(entries))])
     return said.get(run.id)
 
 
@@ -103,14 +103,14 @@ async def finish(
     error: bytes = b"",
 ) -> str | None:
     end = Finish(run.id, run.fence, state, reason, output, error)
-    return (await store.finish(int(run.id[:2], 16), host, [end])).get(run.id)
+    return (await store.finish(partition_of(run.id), host, [end])).get(run.id)
 
 
 async def park(
     store: Store, run: Claim, due_ms: int | None, *children: str, host: str = "h1", reason: str = "timer"
 ) -> str | None:
     parking = Park(run.id, run.fence, reason, due_ms, children)
-    return (await store.park(int(run.id[:2], 16), host, [parking])).get(run.id)
+    return (await store.park(partition_of(run.id), host, [parking])).get(run.id)
 
 
 FAR_MS = 4_000_000_000_000
