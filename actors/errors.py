@@ -6,15 +6,34 @@ from admission.retry import FailureClass
 
 
 class ToolError(Exception):
-    """Base of the errors by which a tool says what is known of its effect on the world."""
+    """Base of the errors by which a tool says what is known of its effect on the world.
+
+    ``retry_after_s`` is how long the other side asked to be left alone, where it did: no host calls it before.
+    """
 
     failure_class = FailureClass.AMBIGUOUS
+
+    def __init__(self, *args: object, retry_after_s: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after_s = retry_after_s
 
 
 class NotApplied(ToolError):
     """The world has not changed: never connected, refused, rate limited. Safe to try again."""
 
     failure_class = FailureClass.NOT_APPLIED
+
+
+class RateLimited(NotApplied):
+    """The other side refused because of its limits (429): not applied, and no sign that it is unwell.
+
+    Args:
+        message: what it said.
+        retry_after: seconds until it may be asked again, where it said so.
+    """
+
+    def __init__(self, message: str = "rate limited", *, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after)
 
 
 class Ambiguous(ToolError):
