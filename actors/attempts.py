@@ -13,7 +13,7 @@ from typing import Any, Final
 from actors.contract import Tool, ToolCall
 from actors.core.outcome import TryAgain, Unknown, after_failure
 from actors.errors import Ambiguous, InvalidValue, NotApplied, ToolError, described
-from admission.retry import FailureClass
+from admission.retry import FailureClass, RetryPolicy
 
 _SYNC_TOOL_THREADS: Final = 32
 
@@ -106,7 +106,7 @@ class Attempts:
                     ambiguous_before=ambiguous,
                     attempt=attempt,
                     elapsed=clock() - first,
-                    policy=options.retry,
+                    policy=options.retry or RetryPolicy(),
                     draw=self._draw(),
                 )
                 if isinstance(decision, TryAgain):

@@ -1,7 +1,7 @@
 """What users write against: tools and agents, declared by decorators and otherwise plain Python."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -31,11 +31,20 @@ class ToolCall:
         run_id: the run that asks.
         step: the path of the step in the run.
         attempt: which attempt of the step this is, from 1, on this host.
-        timeout_s: what this attempt has, from its start.
+        timeout_s: what this attempt has, from its start: the nearest of all bounds.
+        bounded_by: which bound that is, by the name of its setting.
         tenant: the run's tenant.
+        dependency: the dependency that the tool names, if any.
+        is_effect: whether the tool changes the world outside.
+        maximum_retry_after_s: longer wishes of the other side than this are clamped.
+        usage: tokens that the call has used, as far as the tool has said.
+        heard_at: when the tool has shown a sign of life for the last time, by the host's clock.
     """
 
-    __slots__ = ("_clock", "_deadline", "_key", "attempt", "run_id", "step", "tenant", "timeout_s", "tool")
+    __slots__ = (
+        "_clock", "_deadline", "_key", "attempt", "bounded_by", "dependency", "heard_at", "is_effect",
+        "maximum_retry_after_s", "run_id", "step", "tenant", "timeout_s", "tool", "usage",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +56,11 @@ class ToolCall:
         timeout_s: float,
         tenant: str,
         clock: Callable[[], float],
+        *,
+        dependency: str | None = None,
+        is_effect: bool = False,
+        bounded_by: str = "timeout",
+        maximum_retry_after_s: float = 3600.0,
     ) -> None:
         self.tool = tool
         self.run_id = run_id
@@ -56,7 +70,13 @@ class ToolCall:
         self.tenant = tenant
         self._key = key
         self._clock = clock
-        self._deadline = clock() + timeout_s
+        self.dependency = dependency
+        self.is_effect = is_effect
+        self.bounded_by = bounded_by
+        self.maximum_retry_after_s = maximum_retry_after_s
+        self.usage: dict[str, int] | None = None
+        self.heard_at = clock()
+        self._deadline = self.heard_at + timeout_s
 
     @property
     def idempotency_key(self) -> str:
@@ -67,6 +87,17 @@ class ToolCall:
         """Seconds until this attempt's deadline; never negative. Pass it on to whatever is called."""
         return max(0.0, self._deadline - self._clock())
 
+    def used(self, *, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """Says what the call has really used, as soon as the other side has said so; what was reserved and is not
+        needed goes back to everybody. The last word counts.
+        """
+        said = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+        self.usage = (self.usage or {}) | {name: int(count) for name, count in said.items() if count is not None}
+
+    def heartbeat(self) -> None:
+        """A sign of life: the tool's ``idle_timeout`` begins anew. For streams, at every piece that arrives."""
+        self.heard_at = self._clock()
+
 
 @dataclass(frozen=True)
 class ToolOptions:
@@ -76,8 +107,12 @@ class ToolOptions:
     risk: Risk
     timeout_s: float
     idempotent: bool
-    retry: RetryPolicy
+    retry: RetryPolicy | None
     resources: dict[str, float] | None
+    schedule_to_close_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_tokens: int | None = None
+    reserve: Callable[..., Mapping[str, float]] | None = None
 
 
 class Tool(Generic[P, R_co]):
@@ -183,6 +218,10 @@ def tool(
     idempotent: bool = False,
     retry: RetryPolicy | None = None,
     resources: dict[str, float] | None = None,
+    schedule_to_close: float | None = None,
+    idle_timeout: float | None = None,
+    max_tokens: int | None = None,
+    reserve: Callable[..., Mapping[str, float]] | None = None,
 ) -> _ToolDecorator:
     """Declares a tool: a function of a :class:`ToolCall` and plain or pydantic arguments.
 
@@ -193,20 +232,49 @@ def tool(
         name: recorded in journals; the function's name by default.
         dependency: the service that it calls, whose limits it shares with other tools.
         risk: READ and DRAFT may be repeated freely; WRITE and IRREVERSIBLE are effects with an intent and a receipt.
-        timeout: seconds that one attempt may take.
+        timeout: seconds that one attempt may take, from its start to its end.
         idempotent: the remote side honours ``call.idempotency_key``, so that an effect may be sent again.
-        retry: how often failed attempts are repeated.
+        retry: how often failed attempts are repeated; by default as the dependency says.
         resources: Ray resources of the task that runs it.
+        schedule_to_close: seconds that the whole step may take, with all its waiting and all its attempts; by default a
+            day. The run's own deadline may come first.
+        idle_timeout: seconds that one attempt may be silent; the tool tells by ``call.heartbeat()`` that it is alive.
+        max_tokens: how many output tokens the call asks for at most; reserved while nothing better is known.
+        reserve: given the tool's arguments, what a call takes of the dependency's limits, as in
+            ``{"input_tokens": 1200}``; what it does not name is estimated.
 
     Raises:
         DefinitionError: the declaration cannot work; the text names the tool and the fix.
     """
     if timeout <= 0:
         raise DefinitionError(f"tool {name or ''}: timeout is {timeout}; give seconds above zero")
+    for what, bound in (("schedule_to_close", schedule_to_close), ("idle_timeout", idle_timeout)):
+        if bound is not None and bound <= 0:
+            raise DefinitionError(f"tool {name or ''}: {what} is {bound}; give seconds above zero")
+    if schedule_to_close is not None and schedule_to_close < timeout:
+        raise DefinitionError(
+            f"tool {name or ''}: one attempt may take {timeout:g} s (timeout), the whole step only "
+            f"{schedule_to_close:g} s (schedule_to_close). Give the step more, or the attempt less"
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise DefinitionError(f"tool {name or ''}: max_tokens is {max_tokens}; give a number above zero")
+    if dependency is None and (max_tokens is not None or reserve is not None):
+        raise DefinitionError(f"tool {name or ''}: max_tokens and reserve count against a dependency's limits; name it")
     known = {"num_cpus", "num_gpus", "memory"}
     if resources is not None and not set(resources) <= known:
         raise DefinitionError(f"tool {name or ''}: resources {sorted(set(resources) - known)}; known: {sorted(known)}")
-    options = ToolOptions(dependency, risk, float(timeout), idempotent, retry or RetryPolicy(), resources)
+    options = ToolOptions(
+        dependency,
+        risk,
+        float(timeout),
+        idempotent,
+        retry,
+        resources,
+        schedule_to_close,
+        idle_timeout,
+        max_tokens,
+        reserve,
+    )
     return _ToolDecorator(name, options)
 
 
