@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     loop_block_limit_s: float = Field(default=10.0, gt=0)
     watch_address: str = Field(default="127.0.0.1", description="where hosts listen for each other's liveness")
     retention: Retention = Retention()
+    dependencies: Path | None = Field(default=None, description="the operators' YAML file of dependencies")
+    dependencies_yaml: str = Field(default="", description="its content, for processes that have no such file")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

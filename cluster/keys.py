@@ -96,6 +96,20 @@ class Keys:
         return f"{self.name}:{{hosts}}:notes"
 
     @property
+    def dependencies(self) -> str:
+        """Names of the dependencies that have, or had, a hub (set)."""
+        return f"{self.name}:{{deps}}:names"
+
+    def dependency(self, name: str) -> str:
+        """What a dependency's hub last said, and what operators want of it (hash)."""
+        return f"{self.name}:{{deps}}:dependency:{name}"
+
+    @property
+    def dependencies_channel(self) -> str:
+        """Told ``changed NAME`` when operators want something of a hub, and ``news NAME`` when a hub has news."""
+        return f"{self.name}:deps"
+
+    @property
     def wake_channel(self) -> str:
         """Told a partition (two hex digits) whenever something was put into its queue."""
         return f"{self.name}:wake"

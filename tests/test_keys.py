@@ -79,12 +79,15 @@ def test_a_partitions_keys_share_a_slot(partitions: int) -> None:
     assert {key_slot(name.encode()) for name in names} == {slot}
     assert len({key_slot(name.encode()) for name in keys.hosts}) == 1
     assert len({key_slot(name.encode()) for name in (keys.deployment, keys.catalog, keys.batches)}) == 1
+    assert key_slot(keys.dependencies.encode()) == key_slot(keys.dependency("a").encode())
+    assert keys.dependency("names") != keys.dependencies
 
 
 def test_deployments_on_one_server_have_nothing_in_common() -> None:
     def names(name: str) -> set[str]:
         keys = Keys(name, 4)
         everything = {*keys.queues, *keys.hosts, keys.deployment, keys.catalog, keys.batches, keys.notes}
+        everything |= {keys.dependencies, keys.dependency("d"), keys.dependencies_channel}
         return everything | {keys.wake_channel, keys.host_channel("h"), keys.batch_channel("b")}
 
     assert not names("one") & names("two")
