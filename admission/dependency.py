@@ -1,4 +1,4 @@
-"""What is declared of a dependency: its limits, its breaker, how calls to it are retried. Data; nothing is decided here.
+"""What is declared of a dependency: its limits, its breaker, how calls to it are retried. Data; decides nothing.
 
 A dependency is a service that tools call. Its state is one fact for the whole cluster.
 """
@@ -21,7 +21,7 @@ _LONGEST_S: Final = 31 * 86400.0
 _CONFIG: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Cost = Mapping[str, float]
-"""What a call takes of each resource; what it does not name, it does not take. ``requests`` is 1 where it is left out."""
+"""What a call takes of each resource; nothing of what it does not name, but one request where that is left out."""
 
 
 def seconds_of(text: object) -> float:
@@ -108,8 +108,8 @@ class Breaker:
 class RetryBudget:
     """How many retries all callers of one tenant may make together, so that retries cannot become the load.
 
-    Each first attempt pays in ``ratio`` of a retry, and ``per_second`` trickles in; at most ``reserve`` retries, or what
-    ten seconds of calls pay in, are kept.
+    Each first attempt pays in ``ratio`` of a retry, and ``per_second`` trickles in; at most ``reserve`` retries, or
+    what ten seconds of calls pay in, are kept.
     """
 
     ratio: float = Field(default=0.1, ge=0, le=1)

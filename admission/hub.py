@@ -1,0 +1,414 @@
+"""A hub: all that the cluster knows of one dependency, and what each host may do with it. Pure.
+
+Hosts come once a period, say what they have, what they want and how their calls went, and get permits (see
+``admission/exchange.py``). What a host has is out and counts as used until it says otherwise; what a silent host could
+be doing is assumed. So neither a lost message nor a lost host nor a lost hub lets more through than the limits allow.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from admission.breaker import BreakerMachine, BreakerState
+from admission.budget import Budgets
+from admission.dependency import Breaker, Dependency
+from admission.exchange import RANKS, Lease, Report, added
+from admission.limiter import RateLimiter, amount_of
+from admission.split import Deficits, Turns, quantum
+
+SAFE_SHARE: Final = 0.8
+FORGET_S: Final = 30.0
+_LONGEST_PERIOD_S: Final = 0.25
+_SHORTEST_PERIOD_S: Final = 0.05
+_SMOOTHING: Final = 0.2
+_REDEFINITIONS: Final = 4096
+NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
+
+
+def period_of(dependency: Dependency) -> float:
+    """How often hosts come, in seconds: a quarter, or more often where a window is short."""
+    shortest = min((limit.window_s for limit in dependency.rate), default=math.inf)
+    return min(_LONGEST_PERIOD_S, max(_SHORTEST_PERIOD_S, shortest / 60))
+
+
+@dataclass(slots=True)
+class HostFacts:
+    """What the hub knows of one host."""
+
+    sequence: int
+    heard: float
+    assumed: float
+    out: dict[str, float] = field(default_factory=dict)
+    demand: dict[int, float] = field(default_factory=dict)
+    waiting: dict[int, float] = field(default_factory=dict)
+    probes_wanted: int = 0
+    in_flight: int = 0
+    wanted_places: int = 0
+    places: int = 0
+    served: float = 0.0
+    safe: dict[str, float] = field(default_factory=dict)
+    own: BreakerMachine | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the hub's dependency was first seen."""
+
+    succeeded: int = 0
+    failed: int = 0
+    slow: int = 0
+    rate_limited: int = 0
+    retries: int = 0
+    abandoned: int = 0
+
+
+class Hub:
+    """One dependency's state. ``epoch`` numbers the hub's incarnations."""
+
+    def __init__(self, dependency: Dependency, epoch: int, now: float) -> None:
+        self.dependency = dependency
+        self.epoch = epoch
+        self.hosts: dict[str, HostFacts] = {}
+        self.totals = Totals()
+        self.period_s = period_of(dependency)
+        self.lifetime_s = max(1.0, 4 * self.period_s)
+        self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
+        self.breaker = BreakerMachine(dependency.breaker or NEVER)
+        self.budgets = None if dependency.retry_budget is None else Budgets(dependency.retry_budget)
+        self.retry_after: tuple[float, float] | None = None
+        self.retries_waiting: dict[str, dict[str, int]] = {}
+        self._deficits = Deficits()
+        self._turns = Turns()
+        self._turn_at = -math.inf
+        self._places: dict[str, int] = {}
+        self.told: tuple[object, ...] = ()
+        self.redefinitions = 0
+
+    @property
+    def permit_epoch(self) -> int:
+        """Numbers what permits are of: another incarnation, or another declaration, takes none of them back."""
+        return self.epoch * _REDEFINITIONS + self.redefinitions
+
+    # Time
+
+    def tick(self, now: float, draw: float) -> None:
+        """What happens by itself: breakers that begin to probe, hosts that have gone silent."""
+        generation = self.breaker.generation
+        if self.breaker.tick(now, draw) or self.breaker.generation != generation:
+            self._start_anew(now)
+        for name, host in list(self.hosts.items()):
+            if host.own is not None:
+                host.own.tick(now, draw)
+            silent_s = now - host.heard
+            if silent_s <= self.lifetime_s + 1.0:
+                continue
+            if host.out:
+                self.limiter.used(now, host.out)
+                host.out = {}
+            host.demand, host.waiting, host.probes_wanted = {}, {}, 0
+            self.retries_waiting.pop(name, None)
+            self._deficits.forget(name)
+            if host.safe:
+                # It cannot reach us, or is about to: meanwhile it lives on its safe share.
+                since = max(host.assumed, host.heard + self.lifetime_s)
+                self.limiter.assume(now, {each: rate * (now - since) for each, rate in host.safe.items()})
+                host.assumed = now
+            if silent_s > FORGET_S:
+                self.bury(now, name)
+
+    def _start_anew(self, now: float) -> None:
+        """What holds for all has changed: what hosts have found for themselves before says nothing any more."""
+        for host in self.hosts.values():
+            if host.own is not None:
+                host.own.force_close(now, "")
+
+    def bury(self, now: float, name: str) -> None:
+        """A host that is gone for good: what it had is taken for used, and nothing more is kept for it."""
+        host = self.hosts.pop(name, None)
+        if host is not None:
+            self.limiter.used(now, host.out)
+            self.breaker.forget(name)
+            self._deficits.forget(name)
+            self.retries_waiting.pop(name, None)
+
+    # Operators
+
+    def command(self, do: str, by: str, reason: str, now: float) -> None:
+        """Obeys an operator: ``open``, ``close`` or ``probe``.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if do == "open":
+            self.breaker.force_open(now, by, reason)
+        elif do == "close":
+            self.breaker.force_close(now, by)
+            self._start_anew(now)
+        elif do == "probe":
+            self.breaker.force_probe(now, by)
+        else:
+            raise ValueError(f"{do!r} is no command: open, close or probe")
+
+    def redefine(self, dependency: Dependency, now: float) -> None:
+        """Takes another declaration over and keeps what is known: ledgers of limits that stay, the breaker's state."""
+        if dependency == self.dependency:
+            return
+        kept = self.limiter.snapshot(now)
+        self.dependency = dependency
+        self.period_s = period_of(dependency)
+        self.lifetime_s = max(1.0, 4 * self.period_s)
+        self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
+        self.limiter.restore(now, kept, 0.0)
+        for host in self.hosts.values():
+            # What is out was entered as used by the restoration; hosts drop it when they see the next epoch.
+            host.out, host.safe, host.own = {}, {}, None
+        self.redefinitions += 1
+        self.breaker.change_policy(dependency.breaker or NEVER)
+        if dependency.breaker is None:
+            self.breaker.force_close(now, "")
+        if dependency.retry_budget is None:
+            self.budgets = None
+        elif self.budgets is None:
+            self.budgets = Budgets(dependency.retry_budget)
+        else:
+            self.budgets.change_policy(now, dependency.retry_budget)
+
+    # The exchange
+
+    def exchange(self, now: float, draw: float, report: Report) -> Lease:
+        """Takes a host's report in and answers with what it may do.
+
+        Args:
+            now: the hub's clock.
+            draw: a uniform random number in [0, 1), for the breaker's open time.
+            report: what the host says; one that is older than the last is not taken in.
+        """
+        self.tick(now, draw)
+        host = self.hosts.get(report.host)
+        if host is None:
+            host = self.hosts[report.host] = HostFacts(-1, now, now)
+        if host.own is None and self.dependency.breaker is not None:
+            host.own = BreakerMachine(self.dependency.breaker)
+        if report.sequence > host.sequence:
+            host.sequence, host.heard, host.assumed = report.sequence, now, now
+            self._take_permits(now, host, report)
+            self._take_outcomes(now, host, report)
+            self._take_wishes(now, host, report)
+            self.tick(now, draw)
+        if report.leaving:
+            self._leave(now, report.host, host)
+            return Lease(self.permit_epoch, report.sequence, concurrency=0, permits=dict.fromkeys(self.limiter.resources, 0.0), period_s=self.period_s)
+        return self._lease(now, host, report)
+
+    def _take_permits(self, now: float, host: HostFacts, report: Report) -> None:
+        if report.epoch != self.permit_epoch:
+            # Permits of an earlier hub: its successor has taken them for used.
+            self.limiter.used(now, host.out)
+            host.out = {}
+            return
+        back = {name: min(amount, host.out.get(name, 0.0)) for name, amount in report.returned.items()}
+        self.limiter.give_back(now, back)
+        left = {
+            name: min(report.balance.get(name, 0.0), amount) for name, amount in added(host.out, back, -1.0).items()
+        }
+        used = added(added(host.out, back, -1.0), left, -1.0)
+        self.limiter.used(now, used)
+        host.out = left
+        for age_s, deltas in report.settled:
+            self.limiter.settle(now, age_s, deltas)
+
+    def _take_outcomes(self, now: float, host: HostFacts, report: Report) -> None:
+        totals = self.totals
+        for outcomes in report.outcomes:
+            counts = {"succeeded": outcomes.succeeded, "failed": outcomes.failed, "slow": outcomes.slow}
+            self.breaker.record(now, report.host, generation=outcomes.generation, **counts)
+            if host.own is not None:
+                host.own.record(now, report.host, generation=outcomes.own, **counts)
+            totals.succeeded += outcomes.succeeded
+            totals.failed += outcomes.failed
+            totals.slow += outcomes.slow
+        totals.rate_limited += report.rate_limited
+        totals.retries += report.retries
+        totals.abandoned += report.abandoned
+        if report.stop_s > 0:
+            stop_s = min(report.stop_s, self.dependency.maximum_retry_after_s)
+            self.retry_after = (stop_s, now)
+            self.limiter.stop(now, stop_s)
+        if report.probes_returned:
+            self._breaker_of(host).probes_returned(report.probes_returned)
+
+    def _take_wishes(self, now: float, host: HostFacts, report: Report) -> None:
+        host.in_flight = report.in_flight
+        host.demand, host.waiting, host.probes_wanted = {}, {}, 0
+        for each in report.demands:
+            share = self.limiter.share(each.cost) * each.calls
+            host.demand[each.rank] = host.demand.get(each.rank, 0.0) + share
+            if each.rank < len(RANKS):
+                host.waiting[each.rank] = host.waiting.get(each.rank, 0) + each.calls
+                host.probes_wanted += each.probes
+        wanted = sum(each.calls for each in report.demands)
+        host.wanted_places = report.in_flight + math.ceil(wanted - 1e-9)
+        if not host.demand:
+            self._deficits.forget(report.host)
+        if self.budgets is not None:
+            for tenant, calls in report.calls.items():
+                self.budgets.calls(tenant, now, calls)
+            for tenant, count in report.retries_returned.items():
+                self.budgets.give_back(tenant, now, count)
+            self.retries_waiting[report.host] = dict(report.retries_wanted)
+
+    def _leave(self, now: float, name: str, host: HostFacts) -> None:
+        self.limiter.give_back(now, host.out)
+        host.out, host.safe = {}, {}
+        if host.in_flight == 0:
+            self.bury(now, name)
+
+    def _breaker_of(self, host: HostFacts) -> BreakerMachine:
+        """The breaker that decides for a host: everybody's, unless only this host has trouble."""
+        if self.breaker.state is not BreakerState.CLOSED or host.own is None:
+            return self.breaker
+        return host.own if host.own.state is not BreakerState.CLOSED else self.breaker
+
+    def _lease(self, now: float, host: HostFacts, report: Report) -> Lease:
+        breaker = self._breaker_of(host)
+        lease = Lease(
+            self.permit_epoch,
+            report.sequence,
+            state=breaker.state.value,
+            generation=self.breaker.generation,
+            own=0 if host.own is None else host.own.generation,
+            lifetime_s=self.lifetime_s,
+            period_s=self.period_s,
+        )
+        if breaker.state is BreakerState.OPEN:
+            lease.why = breaker.reason if breaker is self.breaker else f"for this host only: {breaker.reason}"
+            lease.not_before_s = math.inf if breaker.until is None else max(0.0, breaker.until - now)
+        stopped_s = self.limiter.stopped_until - now
+        if stopped_s > lease.not_before_s:
+            lease.why, lease.not_before_s = "the other side asked to be left alone (Retry-After)", stopped_s
+        limited = bool(self.dependency.rate)
+        lease.permits = dict.fromkeys(self.limiter.resources, 0.0) if limited else None
+        if lease.not_before_s <= 0:
+            if breaker.state is BreakerState.PROBING:
+                self._grant_probes(now, breaker, host, report, lease)
+            elif limited:
+                self._grant(now, report.host, host, report, lease)
+        elif host.demand:
+            lease.saturated = True
+        self._grant_places(now, report.host, host, lease)
+        self._grant_retries(now, report, lease)
+        self._set_safe(report.host, host, lease)
+        return lease
+
+    def _grant(self, now: float, name: str, host: HostFacts, report: Report, lease: Lease) -> None:
+        limiter = self.limiter
+        demands = sorted(report.demands, key=lambda each: each.rank)
+        if not demands:
+            return
+        first = demands[0].cost
+        # How much there is, seen by what this host wants: as a share of the limits, like the demands.
+        available = self._possible(now, first) * limiter.share(first)
+        wanted = {each: facts.demand for each, facts in self.hosts.items() if facts.demand}
+        part = quantum(available, wanted, name)
+        heaviest = limiter.share(demands[0].largest)
+        allowance = self._deficits.credit(name, part, max(heaviest, sum(host.demand.values())))
+        granted: dict[str, float] = {}
+        for each in demands:
+            share = limiter.share(each.cost)
+            fits = each.calls if share <= 0 else min(each.calls, allowance / share + 1e-9)
+            count = math.floor(min(fits, self._possible(now, each.cost)) + 1e-9)
+            take = self._vector(each.cost, count)
+            if count == 0 and each.calls >= 1 and allowance + 1e-9 >= limiter.share(each.largest):
+                # One call may be more than the pace lets out at once: the limiter lends, and others wait for it.
+                count, take, share = 1, self._vector(each.largest, 1), limiter.share(each.largest)
+            if count == 0 or not limiter.take(now, take):
+                break
+            granted = added(granted, take)
+            allowance -= count * share
+            self._deficits.served(name, count * share)
+            left = host.demand.get(each.rank, 0.0) - count * share
+            host.demand[each.rank] = max(0.0, left)
+            if count + 1 <= each.calls:
+                break
+        host.out = added(host.out, granted)
+        host.served += limiter.share({"requests": 0.0} | granted)
+        lease.permits = added(dict.fromkeys(limiter.resources, 0.0), granted)
+        lease.saturated = any(left > 1e-9 for left in host.demand.values())
+        if lease.saturated:
+            scarce = limiter.scarce(now, demands[0].largest)
+            lease.scarce = "" if scarce is None else str(scarce)
+
+    def _possible(self, now: float, cost: Mapping[str, float]) -> float:
+        """How many calls of this cost the limits let out now; fractions too."""
+        free = self.limiter.available(now)
+        return min((free[name] / take for name, take in self._vector(cost, 1).items() if take > 0), default=math.inf)
+
+    def _vector(self, cost: Mapping[str, float], count: float) -> dict[str, float]:
+        """What so many calls take of the limited resources."""
+        return {name: amount_of(cost, name) * count for name in self.limiter.resources}
+
+    def _grant_probes(self, now: float, breaker: BreakerMachine, host: HostFacts, report: Report, lease: Lease) -> None:
+        """Probes go to calls that may be repeated. Where there have been none for long, one other call goes: else a
+        dependency of which only such calls are made would stay closed to everybody for ever.
+        """
+        lease.why = f"probing after: {breaker.reason}"
+        wanted = sum(each.probes for each in report.demands)
+        waiting = [each for each in report.demands if each.rank < len(RANKS) and each.calls >= 1]
+        patience_s = (self.dependency.breaker or NEVER).maximum_open_s
+        if not wanted and waiting and now - breaker.since >= patience_s:
+            wanted = int(not any(facts.probes_wanted for facts in self.hosts.values()))
+            lease.any_probe = bool(wanted)
+        count = min(breaker.probes_available(now), wanted)
+        if not waiting or count <= 0:
+            return
+        if lease.permits is not None:
+            take = self._vector(waiting[0].largest, count)
+            if not self.limiter.take(now, take):
+                return
+            lease.permits = take
+            host.out = added(host.out, take)
+        lease.probes = count
+        breaker.probes_given(now, count)
+
+    def _grant_places(self, now: float, name: str, host: HostFacts, lease: Lease) -> None:
+        total = self.dependency.max_concurrency
+        if total is None:
+            return
+        wants = {each: facts.wanted_places for each, facts in self.hosts.items() if facts.wanted_places > 0}
+        if now - self._turn_at >= self.period_s or (name in wants and name not in self._places):
+            self._turn_at = now
+            self._places = self._turns.places(total, wants, 1.0)
+            spare = max(0, total - sum(wants.values())) // max(1, len(self.hosts))
+            self._places = {each: self._places.get(each, 0) + spare for each in self.hosts}
+        # What others were told they have until they come and hear of less.
+        others = sum(max(each.places, each.in_flight) for each in self.hosts.values() if each is not host)
+        host.places = lease.concurrency = max(0, min(self._places.get(name, 0), total - others))
+        if host.places < host.wanted_places and not lease.scarce:
+            lease.scarce = f"{total} calls at once (max_concurrency)"
+
+    def _grant_retries(self, now: float, report: Report, lease: Lease) -> None:
+        if self.budgets is None:
+            return
+        lease.retries = {}
+        waiting = self.retries_waiting.setdefault(report.host, {})
+        for tenant, count in report.retries_wanted.items():
+            granted = self.budgets.take(tenant, now, count)
+            waiting[tenant] = count - granted
+            if granted:
+                lease.retries[tenant] = granted
+
+    def _set_safe(self, name: str, host: HostFacts, lease: Lease) -> None:
+        """A host's part of a safe share, by what it was served lately; together never more than the safe share."""
+        if not self.dependency.rate:
+            return
+        rates = self.limiter.rates()
+        decay = 1.0 - _SMOOTHING * self.period_s
+        host.served *= decay
+        total = sum(each.served for each in self.hosts.values())
+        weight = host.served / total if total > 0 else 1.0 / len(self.hosts)
+        safe: dict[str, float] = {}
+        for resource, rate in rates.items():
+            others = sum(each.safe.get(resource, 0.0) for each in self.hosts.values() if each is not host)
+            safe[resource] = max(0.0, min(SAFE_SHARE * rate * weight, SAFE_SHARE * rate - others))
+        host.safe = lease.safe = safe
