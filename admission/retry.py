@@ -5,9 +5,10 @@ at the same moment; see "Exponential Backoff And Jitter", AWS Architecture Blog,
 retry policy.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class FailureClass(StrEnum):
@@ -22,7 +23,8 @@ class RetryPolicy(BaseModel):
     """How often and how long a step is tried. Durations in seconds.
 
     ``maximum_attempts`` counts the first one; it is always bounded. ``max_duration`` bounds the whole step: no
-    attempt starts later than that after the first one.
+    attempt starts later than that after the first one. ``retryable`` says which failures may be tried again at all;
+    it allows, and never makes it safe: an effect that is ambiguous is still not repeated without a key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -32,23 +34,97 @@ class RetryPolicy(BaseModel):
     maximum_interval: float = Field(default=10.0, gt=0)
     maximum_attempts: int = Field(default=4, ge=1, le=1000)
     max_duration: float = Field(default=60.0, gt=0)
+    retryable: tuple[FailureClass, ...] = (FailureClass.NOT_APPLIED, FailureClass.AMBIGUOUS)
+
+    @field_validator("retryable")
+    @classmethod
+    def _may_be_repeated(cls, retryable: tuple[FailureClass, ...]) -> tuple[FailureClass, ...]:
+        if FailureClass.REJECTED in retryable:
+            raise ValueError(
+                "rejected is never retried: the dependency has answered, and would answer the same again; "
+                "use not_applied and ambiguous, or raise NotApplied in the tool where another attempt can help"
+            )
+        # One order and no doubles, so that policies that mean the same are equal.
+        return tuple(each for each in FailureClass if each in retryable)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RetryPolicy":
+        if self.initial_interval > self.maximum_interval:
+            raise ValueError(
+                f"initial_interval {self.initial_interval:g} is above maximum_interval {self.maximum_interval:g}: "
+                "lower the first or raise the second"
+            )
+        if self.maximum_attempts > 1 and self.initial_interval > self.max_duration:
+            raise ValueError(
+                f"initial_interval {self.initial_interval:g} is above max_duration {self.max_duration:g}: the first "
+                "pause may outlast the step; raise max_duration, or set maximum_attempts to 1 for no retry"
+            )
+        return self
 
     def bound(self, attempt: int) -> float:
-        """The longest pause after the given attempt (1 is the first), in seconds."""
+        """The longest pause after the given attempt (1 is the first), in seconds. Never smaller for a later attempt."""
         try:
             return min(self.maximum_interval, self.initial_interval * self.backoff_coefficient ** (attempt - 1))
         except OverflowError:
             return self.maximum_interval
 
-    def pause(self, attempt: int, elapsed: float, draw: float) -> float | None:
-        """Seconds to wait after a failed attempt, or None when it was the last one.
+    def pause(
+        self,
+        attempt: int,
+        elapsed: float,
+        draw: float,
+        at_least_s: float = 0.0,
+        *,
+        failure: FailureClass | None = None,
+    ) -> float | None:
+        """Seconds to wait after a failed attempt, or None when it was the last one; :meth:`why_last` says why.
 
         Args:
             attempt: the attempt that failed, from 1.
             elapsed: seconds since the first attempt started.
             draw: a uniform random number in [0, 1).
+            at_least_s: what the dependency asked for (Retry-After), in seconds. May be above ``maximum_interval``: to
+                come back sooner is to be refused again. Only ``max_duration`` bounds it.
+            failure: how the attempt failed, to be held against ``retryable``; None where the caller has done so.
         """
+        after = self._after(attempt, elapsed, draw, at_least_s, failure)
+        return None if isinstance(after, str) else after
+
+    def why_last(
+        self,
+        attempt: int,
+        elapsed: float,
+        draw: float,
+        at_least_s: float = 0.0,
+        *,
+        failure: FailureClass | None = None,
+    ) -> str | None:
+        """The field that made an attempt the last one, as in ``retry.maximum_attempts=4``; None when it was not.
+
+        The arguments are those of :meth:`pause`; with the same ones, exactly one of the two is None.
+        """
+        after = self._after(attempt, elapsed, draw, at_least_s, failure)
+        return after if isinstance(after, str) else None
+
+    def schedule(self, draws: Sequence[float]) -> list[float]:
+        """The pauses after attempts 1, 2, … as they would be if attempts took no time, as far as the draws go."""
+        pauses: list[float] = []
+        elapsed = 0.0
+        for attempt, draw in enumerate(draws, start=1):
+            pause = self.pause(attempt, elapsed, draw)
+            if pause is None:
+                break
+            pauses.append(pause)
+            elapsed += pause
+        return pauses
+
+    def _after(
+        self, attempt: int, elapsed: float, draw: float, at_least_s: float, failure: FailureClass | None
+    ) -> float | str:
+        """The pause in seconds, or the field that allows none."""
+        if failure is not None and failure not in self.retryable:
+            return f"retry.retryable={','.join(self.retryable)}"
         if attempt >= self.maximum_attempts:
-            return None
-        pause = self.bound(attempt) * draw
-        return None if elapsed + pause > self.max_duration else pause
+            return f"retry.maximum_attempts={self.maximum_attempts}"
+        pause = max(self.bound(attempt) * draw, at_least_s)
+        return f"retry.max_duration={self.max_duration:g}" if elapsed + pause > self.max_duration else pause
