@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         NotApplied,
         PayloadTooLarge,
         PenstockError,
+        RateLimited,
         Rejected,
         StepFailed,
         ToolError,
     )
     from actors.job import Job, ValueClass
     from actors.run import Run
+    from admission.dependency import Breaker, Dependency, Limit, RetryBudget
     from admission.retry import RetryPolicy
     from cluster.config import Settings
     from cluster.lifecycle import RunState
@@ -45,12 +47,17 @@ _HOMES: Final = {
     "NotApplied": "actors.errors",
     "PayloadTooLarge": "actors.errors",
     "PenstockError": "actors.errors",
+    "RateLimited": "actors.errors",
     "Rejected": "actors.errors",
     "StepFailed": "actors.errors",
     "ToolError": "actors.errors",
     "Job": "actors.job",
     "ValueClass": "actors.job",
     "Run": "actors.run",
+    "Breaker": "admission.dependency",
+    "Dependency": "admission.dependency",
+    "Limit": "admission.dependency",
+    "RetryBudget": "admission.dependency",
     "RetryPolicy": "admission.retry",
     "Settings": "cluster.config",
     "RunState": "cluster.lifecycle",
@@ -61,15 +68,20 @@ _HOMES: Final = {
 __all__ = [
     "Agent",
     "Ambiguous",
+    "Breaker",
     "ChildFailed",
     "Client",
     "DefinitionError",
+    "Dependency",
     "InvalidValue",
     "Job",
+    "Limit",
     "NotApplied",
     "PayloadTooLarge",
     "PenstockError",
+    "RateLimited",
     "Rejected",
+    "RetryBudget",
     "RetryPolicy",
     "Risk",
     "Run",

@@ -1,0 +1,208 @@
+"""The operators' YAML file of dependencies: read once by whoever composes a deployment, then passed on as text."""
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from actors.declared import FIELDS, Declared, Misfit, checked, nearest, refuse
+from actors.errors import DefinitionError
+from admission.dependency import Dependency
+from cluster.config import Settings
+
+MAXIMUM_BYTES: Final = 64 * 1024
+"""The text travels in an environment variable and in actors' arguments."""
+_EMPTY: Final = "dependencies: {}\n"
+_SETTING: Final = "PENSTOCK_DEPENDENCIES"
+
+
+class OperatorsFile(NamedTuple):
+    """What a file says. ``named`` are all dependencies in it, also those that ``problems`` keep out of ``declared``."""
+
+    declared: dict[str, Declared]
+    named: frozenset[str]
+    problems: list[str]
+
+
+def with_operators_file(settings: Settings) -> Settings:
+    """The settings with the content of the file that ``settings.dependencies`` names: they can go to processes on
+    machines that do not have it. They are returned as they are where no file is named, or its content is there already.
+
+    Raises:
+        DefinitionError: the file cannot be read, or something in it is wrong; all of it is named.
+    """
+    if settings.dependencies is None or settings.dependencies_yaml:
+        return settings
+    place = settings.dependencies.expanduser().absolute()
+    text = _read(place)
+    problems = parsed(text, place.name).problems
+    if problems:
+        raise refuse(str(place), problems)
+    return settings.model_copy(update={"dependencies": place, "dependencies_yaml": text if text.strip() else _EMPTY})
+
+
+def operators_file(settings: Settings) -> OperatorsFile:
+    """What the operators' file says; nothing where there is none.
+
+    Raises:
+        DefinitionError: the file cannot be read. What is wrong in it is in the answer.
+    """
+    if settings.dependencies_yaml:
+        named = settings.dependencies.name if settings.dependencies else f"{_SETTING}_YAML"
+        return parsed(settings.dependencies_yaml, named)
+    if settings.dependencies is None:
+        return OperatorsFile({}, frozenset(), [])
+    return parsed(_read(settings.dependencies), settings.dependencies.name)
+
+
+def parsed(text: str, place: str) -> OperatorsFile:
+    """What a text says; ``place`` is its name in problems."""
+    if len(text.encode()) > MAXIMUM_BYTES:
+        return _nothing(f"{place} has {len(text.encode()):,} bytes, at most {MAXIMUM_BYTES:,} are read")
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return OperatorsFile({}, frozenset(), [])
+            twice = _keys_there_twice(root, place)
+            if twice:
+                return OperatorsFile({}, _names_in(root), twice)
+            content = loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f", line {mark.line + 1}" if mark else ""
+        return _nothing(f"{place}{at}: no valid YAML: {error.problem or error.context}")
+    except (yaml.YAMLError, ValueError) as error:
+        return _nothing(f"{place}: no valid YAML: {' '.join(str(error).split())}")
+    except RecursionError:
+        return _nothing(f"{place}: no valid YAML: it is nested too deeply")
+    return _Reading(root, place).content(content)
+
+
+class _Reading:
+    """Goes through a file's content and collects what is wrong, each with its line."""
+
+    def __init__(self, root: yaml.Node, place: str) -> None:
+        self._root = root
+        self._place = place
+        self._declared: dict[str, Declared] = {}
+        self._problems: list[str] = []
+
+    def content(self, content: Any) -> OperatorsFile:
+        """All that a file says."""
+        if not isinstance(content, dict):
+            return _nothing(f"{self._place}: must have a mapping `dependencies:` of names to definitions")
+        for key in content:
+            if key != "dependencies":
+                self._wrong((key,), f"{key}: {nearest(key, ['dependencies'])}")
+        entries = content.get("dependencies")
+        if entries is None:
+            entries = {}
+        if not isinstance(entries, dict):
+            self._wrong(("dependencies",), "dependencies: must be a mapping of names to definitions")
+            entries = {}
+        for name, entry in entries.items():
+            if not isinstance(name, str):
+                self._wrong(("dependencies", name), f"dependency {name!r}: the name must be text: put it into quotes")
+            else:
+                self._entry(name, {} if entry is None else entry)
+        return OperatorsFile(self._declared, frozenset(str(name) for name in entries), self._problems)
+
+    def _entry(self, name: str, entry: Any) -> None:
+        if not isinstance(entry, dict):
+            self._wrong(("dependencies", name), f"dependency {name!r}: must be a mapping of {', '.join(FIELDS)}")
+            return
+        fields = dict(entry)
+        found: list[Misfit] = []
+        replaces = fields.pop("replaces_app", False)
+        if not isinstance(replaces, bool):
+            found.append(Misfit(("replaces_app",), "must be true or false"))
+        for field in [field for field in fields if field not in (*FIELDS, "name")]:
+            del fields[field]
+            found.append(Misfit((str(field),), nearest(field, (*FIELDS, "replaces_app"))))
+        definition = checked(name, fields)
+        if isinstance(definition, Dependency) and not found:
+            line = self._line(("dependencies", name))
+            self._declared[name] = Declared(definition, f"{self._place}, line {line}", bool(replaces))
+            return
+        for misfit in found + (definition if isinstance(definition, list) else []):
+            self._wrong(("dependencies", name, *misfit.path), misfit.of(name))
+
+    def _wrong(self, path: tuple[Any, ...], text: str) -> None:
+        self._problems.append(f"{self._place}, line {self._line(path)}: {text}")
+
+    def _line(self, path: tuple[Any, ...]) -> int:
+        """The line of a path's deepest part that is written out."""
+        node, line = self._root, self._root.start_mark.line
+        for part in path:
+            if isinstance(node, yaml.MappingNode):
+                pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
+                if pair is None:
+                    break
+                node, line = pair[1], pair[0].start_mark.line
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                line = node.start_mark.line
+            else:
+                break
+        return int(line) + 1
+
+
+def _read(place: Path) -> str:
+    fix = f"name a file that can be read with {_SETTING}, or with `penstock up --dependencies FILE`"
+    try:
+        with place.expanduser().open("rb") as file:
+            raw = file.read(MAXIMUM_BYTES + 1)
+    except OSError as error:
+        raise DefinitionError(
+            f"the operators' file of dependencies {place} cannot be read ({error.strerror}): {fix}"
+        ) from None
+    if len(raw) > MAXIMUM_BYTES:
+        raise DefinitionError(
+            f"{place} has more than {MAXIMUM_BYTES:,} bytes, which no file of dependencies needs: {fix}"
+        )
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"{place} is no text in UTF-8 (byte {error.start}): {fix}") from None
+
+
+def _nothing(problem: str) -> OperatorsFile:
+    return OperatorsFile({}, frozenset(), [problem])
+
+
+def _keys_there_twice(root: yaml.Node, place: str) -> list[str]:
+    """YAML's parser would let the last one win without a word."""
+    found: list[tuple[int, str]] = []
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting.extend(node.value)
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            waiting.append(value)
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    found.append((line, f"{key.value!r} is there twice, first in line {lines[name]}: keep one"))
+                lines.setdefault(name, line)
+    return [f"{place}, line {line}: {problem}" for line, problem in sorted(found)]
+
+
+def _names_in(root: yaml.Node) -> frozenset[str]:
+    """Names of dependencies in a file whose content is not looked at."""
+    if not isinstance(root, yaml.MappingNode):
+        return frozenset()
+    for key, value in root.value:
+        if key.value == "dependencies" and isinstance(value, yaml.MappingNode):
+            return frozenset(str(name.value) for name, _ in value.value)
+    return frozenset()
