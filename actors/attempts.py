@@ -1,21 +1,27 @@
-"""Making a tool's attempts: where it runs, how long it may take, and what its failure says."""
+"""Making a tool's attempts: through its dependency's gate, under its bounds, again when that is right."""
 
 import asyncio
-import contextvars
-import functools
-import importlib
-import inspect
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from actors.asked import Asked, Held, Interrupted
+from actors.bounds import nearest
 from actors.contract import Tool, ToolCall
-from actors.core.outcome import TryAgain, Unknown, after_failure
-from actors.errors import Ambiguous, InvalidValue, NotApplied, ToolError, described
+from actors.core.outcome import Decision, GiveUp, StepEnd, TryAgain, Unknown, after_failure, after_no_more
+from actors.errors import InvalidValue, RateLimited, Rejected, ToolError, described
+from actors.gatekeeper import Gatekeeper, Postponed
+from actors.invocation import Invocation
+from actors.reservation import ONE_REQUEST, Reservations
+from admission.gate import Passage
 from admission.retry import FailureClass, RetryPolicy
 
-_SYNC_TOOL_THREADS: Final = 32
+_DEFAULT_RETRY: Final = RetryPolicy()
+_SHORTEST_S: Final = 1e-3
+_LOG: Final = logging.getLogger("penstock.tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,9 @@ class Outcome:
     """How a tool's attempts ended.
 
     ``error`` (class, message) is None on success, and then ``value`` is the validated result and ``payload`` the JSON
-    of it. ``unknown`` says that nobody can prove whether the effect happened.
+    of it. ``unknown`` says that nobody can prove whether the effect happened. ``end`` says how it ended, and
+    ``ended_by`` which field of which policy ended it. ``interrupted``: it was stopped between two attempts, and may
+    go on elsewhere; ``ambiguous`` says whether one of them may have been applied.
     """
 
     attempts: int
@@ -31,6 +39,19 @@ class Outcome:
     payload: bytes = b""
     error: tuple[str, str] | None = None
     unknown: bool = False
+    end: StepEnd = StepEnd.SUCCEEDED
+    ended_by: str = ""
+    interrupted: bool = False
+    ambiguous: bool = False
+
+
+class NoMore(Exception):
+    """A bound above the retry policy allows no further attempt, and not the first one either."""
+
+    def __init__(self, end: StepEnd, by: str, text: str) -> None:
+        super().__init__(text)
+        self.end = end
+        self.by = by
 
 
 def classify(error: BaseException, *, effect: bool) -> FailureClass:
@@ -48,98 +69,259 @@ def classify(error: BaseException, *, effect: bool) -> FailureClass:
     return FailureClass.REJECTED
 
 
-class Attempts:
-    """Runs tools for one host: on its loop, in its threads, or as Ray tasks."""
+def told_of_dependency(error: BaseException, call: ToolCall) -> str:
+    """What an exception says of the dependency's health, in the words of :meth:`admission.gate.Gate.done`."""
+    if isinstance(error, RateLimited):
+        return "rate_limited"
+    if isinstance(error, Rejected):
+        return "succeeded"  # it is well enough to say no
+    if isinstance(error, TimeoutError) and not call.bounded_by.startswith(("timeout", "idle_timeout")):
+        return "ignored"  # it had less time than it may have
+    return "failed" if isinstance(error, ToolError | OSError | TimeoutError) else "ignored"
 
-    def __init__(self, clock: Callable[[], float], draw: Callable[[], float]) -> None:
+
+class Attempts:
+    """Makes attempts for one host. ``gatekeepers`` are those of the dependencies that its app declares."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        gatekeepers: dict[str, Gatekeeper] | None = None,
+    ) -> None:
         self._clock = clock
         self._draw = draw
-        self._threads: ThreadPoolExecutor | None = None
+        self._gatekeepers = gatekeepers or {}
+        self._invocation = Invocation()
+        self._reservations = Reservations()
+        self.waiting: dict[Asked, Held] = {}
 
-    async def perform(
-        self,
-        tool: Tool[Any, Any],
-        values: list[Any],
-        *,
-        run_id: str,
-        step: str,
-        key: Callable[[], str],
-        tenant: str,
-        repeated: bool,
-        lease_renewed: Callable[[], Awaitable[None]],
-    ) -> Outcome:
-        """Tries until the tool answers or its policy says stop.
+    def close(self) -> None:
+        """Lets go of threads; calls that are under way in them go on to their end."""
+        self._invocation.close()
+
+    # Through the gate
+
+    async def admit(self, asked: Asked, *, may_postpone: bool) -> Passage | None:
+        """Waits until the dependency's gate lets one attempt go; None where nothing has to be asked.
+
+        Raises:
+            NoMore: a bound of the step has been reached, or the call can never go.
+            Postponed: it will take long; only if ``may_postpone``.
+        """
+        name = asked.tool.options.dependency
+        if name is None:
+            return None
+        gatekeeper = asked.gatekeeper = self._gatekeepers.get(name)
+        if gatekeeper is None:
+            text = f"tool {asked.tool.name!r} names dependency {name!r}, which this app does not declare"
+            raise NoMore(StepEnd.REFUSED, f"dependency={name}", f"{text}: add Dependency({name!r}, ...) to it")
+        cost = asked.cost = self._cost(asked, gatekeeper)
+        passage = gatekeeper.try_pass(asked.rank, cost, asked.may_probe)
+        if passage is not None:
+            return passage
+        impossible = gatekeeper.gate.impossible(cost)
+        if impossible:
+            raise NoMore(
+                StepEnd.REFUSED, f"rate of {name}", f"a call of tool {asked.tool.name!r} can never go: {impossible}"
+            )
+        now = self._clock()
+        bound, left_s = nearest(asked.bounds(now))
+        held = Held("gate", now)
+        self._hold(asked, held)
+        try:
+            async with asyncio.timeout(left_s):
+                return await gatekeeper.passage(asked.rank, cost, asked.may_probe, may_postpone=may_postpone)
+        except TimeoutError:
+            what = gatekeeper.hindrance()
+            raise NoMore(
+                StepEnd.TIMED_OUT, bound, f"not let through to {name} within {self._clock() - now:.4g} s: {what.text}"
+            ) from None
+        finally:
+            self._release(asked, held)
+
+    def _cost(self, asked: Asked, gatekeeper: Gatekeeper) -> dict[str, float]:
+        if not gatekeeper.limits_tokens:
+            return ONE_REQUEST
+        try:
+            cost = self._reservations.cost(asked.tool, asked.agent, asked.values)
+        except Exception as error:
+            # The tool's own function: whatever it raises, the call's cost is not known, and it must not go.
+            raise NoMore(StepEnd.REFUSED, "reserve", f"{type(error).__name__}: {described(error)[1]}") from error
+        most = gatekeeper.gate.lease.most if gatekeeper.gate.lease else {}
+        if asked.tool.options.reserve is None:
+            # What is only an estimate must not make a call impossible.
+            cost = {name: min(amount, most.get(name, math.inf)) for name, amount in cost.items()}
+        return cost
+
+    def _hold(self, asked: Asked, held: Held) -> None:
+        asked.held = self.waiting[asked] = held
+
+    def _release(self, asked: Asked, held: Held) -> None:
+        asked.held = None
+        self.waiting.pop(asked, None)
+        if held.what != "pause":
+            asked.held_s += self._clock() - held.since
+
+    # Trying
+
+    async def perform(self, asked: Asked, passage: Passage | None) -> Outcome:
+        """Tries until the tool answers or a policy says stop.
 
         Args:
-            tool: the tool.
-            values: its validated arguments.
-            run_id: the run that asks.
-            step: the path of the step.
-            key: makes the step's idempotency key; most tools never ask for it.
-            tenant: the run's tenant.
-            repeated: an earlier owner may have sent this effect already.
-            lease_renewed: returns when this host may start something; awaited before each further attempt, so that a
-                host that stood still for longer than its lease repeats nothing in a run that may be somebody else's.
+            asked: the call.
+            passage: what :meth:`admit` gave for the first attempt.
         """
-        options = tool.options
-        clock = self._clock
-        first = clock()
-        ambiguous = repeated
+        tool, options = asked.tool, asked.tool.options
+        first = self._clock()
+        ambiguous = asked.repeated
         attempt = 0
+        # What the gate held up before the first attempt is none of the retries' time.
+        asked.held_s = 0.0
         while True:
             attempt += 1
-            call = ToolCall(tool.name, run_id, step, attempt, key, options.timeout_s, tenant, clock)
+            if attempt == 1 and asked.gatekeeper is not None and passage is not None:
+                asked.gatekeeper.gate.first_attempt(asked.tenant)
+            call = self._call(asked, attempt)
             try:
-                if tool.is_async and options.resources is None:
-                    async with asyncio.timeout(options.timeout_s):
-                        value = await tool.invoke(call, values)
-                else:
-                    value = await self._elsewhere(tool, call, values)
+                value = await self._attempt(asked, call, passage)
             except BaseException as error:
                 if _is_for_us(error):
                     raise
                 failure = classify(error, effect=options.risk.is_effect)
-                decision = after_failure(
+                after_s = self._asked_pause(asked, error)
+                decision: Decision = after_failure(
                     failure,
                     risk=options.risk,
                     idempotent=options.idempotent,
                     ambiguous_before=ambiguous,
                     attempt=attempt,
-                    elapsed=clock() - first,
-                    policy=options.retry or RetryPolicy(),
+                    elapsed=self._clock() - first - asked.held_s,
+                    policy=self._policy(asked),
                     draw=self._draw(),
+                    at_least_s=after_s,
                 )
+                ambiguous = ambiguous or failure is FailureClass.AMBIGUOUS
+                said = described(error)
                 if isinstance(decision, TryAgain):
-                    ambiguous = ambiguous or failure is FailureClass.AMBIGUOUS
-                    await asyncio.sleep(decision.pause_s)
-                    await lease_renewed()
-                    continue
-                said = _describe(error, options.timeout_s)
-                return Outcome(attempt, error=said, unknown=isinstance(decision, Unknown))
+                    try:
+                        with asked.rests.rest(uncertain=ambiguous) if asked.rests else contextlib.nullcontext():
+                            passage = await self._before_next(asked, attempt, decision.pause_s, ": ".join(said))
+                    except NoMore as no_more:
+                        decision = after_no_more(no_more.end, no_more.by, risk=options.risk, ambiguous=ambiguous)
+                        said = said[0], f"{said[1]}; then: {no_more}" if said[1] else str(no_more)
+                    except Interrupted:
+                        return Outcome(attempt, error=said, interrupted=True, ambiguous=ambiguous)
+                    else:
+                        continue
+                return _failed(attempt, said, decision)
             return _settled(tool, value, attempt)
 
-    async def _elsewhere(self, tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> Any:
-        if tool.options.resources is not None:
-            async with asyncio.timeout(tool.options.timeout_s):
-                return await _ray_task(tool, call, values)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_SYNC_TOOL_THREADS, thread_name_prefix="penstock-tool")
-        work = self._threads.submit(contextvars.copy_context().run, tool.invoke, call, values)
-        try:
-            async with asyncio.timeout(tool.options.timeout_s):
-                value = await asyncio.wrap_future(work)
-                return await value if inspect.isawaitable(value) else value
-        except TimeoutError:
-            if work.cancel():
-                # It never began, and so it cannot have changed anything.
-                within = f"within {tool.options.timeout_s:g} s"
-                raise NotApplied(f"none of the {_SYNC_TOOL_THREADS} threads for tools became free {within}") from None
-            raise
+    def _policy(self, asked: Asked) -> RetryPolicy:
+        gatekeeper = asked.gatekeeper
+        return asked.tool.options.retry or (gatekeeper.dependency.retry if gatekeeper else _DEFAULT_RETRY)
 
-    def close(self) -> None:
-        """Lets go of the threads; calls that are under way in them go on to their end."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+    def _call(self, asked: Asked, attempt: int) -> ToolCall:
+        options, bounded_by, timeout_s = asked.tool.options, "timeout", asked.tool.options.timeout_s
+        for name, left_s in asked.bounds(self._clock()).items():
+            # A run's deadline never cuts an effect that is under way: it would only make it uncertain.
+            if left_s < timeout_s and not (options.risk.is_effect and not name.startswith("schedule")):
+                bounded_by, timeout_s = name, max(left_s, _SHORTEST_S)
+        return ToolCall(
+            asked.tool.name,
+            asked.run_id,
+            asked.step,
+            attempt,
+            asked.key,
+            timeout_s,
+            asked.tenant,
+            self._clock,
+            dependency=options.dependency,
+            is_effect=options.risk.is_effect,
+            bounded_by=bounded_by,
+            maximum_retry_after_s=3600.0
+            if asked.gatekeeper is None
+            else asked.gatekeeper.dependency.maximum_retry_after_s,
+        )
+
+    async def _attempt(self, asked: Asked, call: ToolCall, passage: Passage | None) -> Any:
+        gatekeeper = asked.gatekeeper
+        if gatekeeper is None or passage is None:
+            return await self._invocation.run(asked.tool, call, asked.values, asked.stuck)
+
+        def stuck() -> None:
+            gatekeeper.done(passage, "abandoned")
+            asked.stuck()
+
+        result = "ignored"
+        try:
+            value = await self._invocation.run(asked.tool, call, asked.values, stuck)
+            result = "succeeded"
+            return value
+        except BaseException as error:
+            result = "ignored" if _is_for_us(error) else told_of_dependency(error, call)
+            raise
+        finally:
+            if call.usage:
+                self._reservations.learn(asked.tool, asked.agent, asked.values, call.usage)
+            if result == "succeeded" and call.attempt > 1:
+                gatekeeper.retry_helped(asked.tenant)
+            gatekeeper.done(passage, result, {name: float(used) for name, used in (call.usage or {}).items()} or None)
+
+    async def _before_next(self, asked: Asked, attempt: int, pause_s: float, error: str) -> Passage | None:
+        """The retry budget, the pause, the lease and the gate, in this order; each bounded by the step's bounds."""
+        bound, left_s = nearest(asked.bounds(self._clock()))
+        if asked.gatekeeper is not None:
+            await self._within_budget(asked, attempt, bound, left_s, error)
+        bound, left_s = nearest(asked.bounds(self._clock()))
+        if pause_s >= left_s:
+            raise NoMore(StepEnd.TIMED_OUT, bound, f"the pause of {pause_s:.4g} s before a retry would outlast it")
+        now = self._clock()
+        held = Held("pause", now, now + pause_s, attempt + 1, error)
+        self._hold(asked, held)
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._release(asked, held)
+        await asked.lease_renewed()
+        return await self.admit(asked, may_postpone=False)
+
+    async def _within_budget(self, asked: Asked, attempt: int, bound: str, left_s: float, error: str) -> None:
+        gatekeeper = asked.gatekeeper
+        assert gatekeeper is not None
+        held = Held("budget", self._clock(), None, attempt + 1, error)
+        self._hold(asked, held)
+        try:
+            async with asyncio.timeout(left_s):
+                await gatekeeper.retry(asked.tenant)
+        except TimeoutError:
+            name = gatekeeper.dependency.name
+            text = f"tenant {asked.tenant!r} had no retry left for {name} until {bound} was over"
+            raise NoMore(StepEnd.BUDGET_EXHAUSTED, f"retry_budget of {name}; {bound}", text) from None
+        finally:
+            self._release(asked, held)
+
+    def _asked_pause(self, asked: Asked, error: BaseException) -> float:
+        """How long the other side asked to be left alone, in seconds; what is no such time is clamped, and said."""
+        wish = getattr(error, "retry_after_s", None) if isinstance(error, ToolError) else None
+        if wish is None:
+            return 0.0
+        gatekeeper = asked.gatekeeper
+        most = 3600.0 if gatekeeper is None else gatekeeper.dependency.maximum_retry_after_s
+        usable = isinstance(wish, int | float) and not math.isnan(wish)
+        pause_s = min(max(float(wish), 0.0), most) if usable else 0.0
+        if not usable or pause_s != wish:
+            _LOG.warning("tool %s: retry_after is %r; taken as %g s", asked.tool.name, wish, pause_s)
+        if gatekeeper is not None and pause_s > 0:
+            gatekeeper.stop(pause_s)
+        return pause_s
+
+
+def _failed(attempt: int, said: tuple[str, str], decision: Decision) -> Outcome:
+    if isinstance(decision, Unknown):
+        return Outcome(attempt, error=said, unknown=True, end=StepEnd.UNKNOWN, ended_by=decision.by)
+    assert isinstance(decision, GiveUp)
+    return Outcome(attempt, error=said, end=decision.end, ended_by=decision.by)
 
 
 def _settled(tool: Tool[Any, Any], value: Any, attempt: int) -> Outcome:
@@ -149,7 +331,8 @@ def _settled(tool: Tool[Any, Any], value: Any, attempt: int) -> Outcome:
         checked = result.check(value)
         return Outcome(attempt, checked, result.dump(checked))
     except InvalidValue as error:
-        return Outcome(attempt, error=("InvalidValue", str(error)))
+        said = "InvalidValue", str(error)
+        return Outcome(attempt, error=said, end=StepEnd.INVALID_RESULT, ended_by="the tool's return annotation")
 
 
 def _is_for_us(error: BaseException) -> bool:
@@ -164,50 +347,4 @@ def _is_for_us(error: BaseException) -> bool:
     return isinstance(error, GeneratorExit)
 
 
-def _describe(error: BaseException, timeout_s: float) -> tuple[str, str]:
-    name, text = described(error)
-    if isinstance(error, TimeoutError) and not text:
-        text = f"no answer within the tool's timeout of {timeout_s:g} s"
-    return name, text
-
-
-def run_by_path(module: str, qualname: str, facts: dict[str, Any], values: list[Any]) -> Any:
-    """What a Ray worker does for a tool with resources: finds it by its import path and runs it."""
-    import time
-
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    key = facts.pop("key")
-    tool_call = ToolCall(**facts, key=lambda: key, clock=time.monotonic)
-    answer = found.invoke(tool_call, values)
-    return asyncio.run(answer) if found.is_async else answer
-
-
-@functools.cache
-def _remote() -> Any:
-    """Made once a process: Ray keeps a copy of every remote function that it is shown."""
-    import ray
-
-    return ray.remote(run_by_path)
-
-
-async def _ray_task(tool: Tool[Any, Any], call: ToolCall, values: list[Any]) -> Any:
-    import ray
-
-    known = ("tool", "run_id", "step", "attempt", "timeout_s", "tenant")
-    facts = {name: getattr(call, name) for name in known} | {"key": call.idempotency_key}
-    remote = _remote().options(max_retries=0, **(tool.options.resources or {}))
-    reference = remote.remote(tool.__module__, tool.__qualname__, facts, values)
-    try:
-        return await reference
-    except asyncio.CancelledError:
-        # asyncio's cancellation stops the waiting only; the task would hold its resources to its end.
-        ray.cancel(reference, force=False)
-        raise
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, Exception) else error from None
-    except ray.exceptions.RayError as error:
-        # Its worker or its node died; whether it had done its work by then nobody knows.
-        raise Ambiguous(f"the Ray task was lost: {described(error)[1]}") from None
+__all__ = ["Attempts", "NoMore", "Outcome", "Postponed", "classify"]

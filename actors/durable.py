@@ -14,7 +14,6 @@ from actors.errors import ChildFailed, InvalidValue, PenstockError, RunAborted
 from actors.job import child_run
 from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_error, encode_entry, encode_error
 from actors.schema import canonical_digest
-from actors.scope import wake
 from cluster.keys import child_run_id
 from cluster.lifecycle import TERMINAL, RunState
 
@@ -55,17 +54,7 @@ async def sleep(engine: "RunEngine", path: str, seconds: float) -> None:
         )
     else:
         due_ms = int(entry.payload)
-    left_ms = due_ms - engine.services.now_ms()
-    if left_ms <= 0:
-        return
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    timer = loop.call_later(left_ms / 1000, wake, future)
-    engine.waits[path] = (Wait(None, due_ms), future)
-    try:
-        await engine.waiting(path, future)
-    finally:
-        timer.cancel()
+    await engine.wait_until(path, due_ms, "timer")
 
 
 async def spawn(engine: "RunEngine", path: str, agent: Agent[Any, Any], payload: Any) -> Any:

@@ -11,7 +11,7 @@ from actors.core.parking import Wait, parking
 from actors.core.replay import Asked, Divergence, Replay
 from actors.errors import PayloadTooLarge, RunAborted
 from actors.execution import Execution, Phase
-from actors.job import decode_job
+from actors.job import decode_job, rank_of
 from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry
 from actors.run import Run
 from actors.scope import SCOPE, wake
@@ -31,7 +31,8 @@ class RunEngine(Execution):
 
     __slots__ = (
         "_buffer", "_deadline", "_journal_lost", "_length", "_parking", "_quiet_scheduled", "agent", "checkpoint",
-        "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "replay", "run", "services", "waits",
+        "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "rank", "replay", "run", "services",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, agent: Agent[Any, Any], services: Services) -> None:
@@ -43,6 +44,7 @@ class RunEngine(Execution):
         self.run = Run(self)
         self.job = decode_job(claim.job)
         self.lineage = self.job.root or claim.id
+        self.rank = rank_of(self.job.value)
         self.replay: Replay | None = None
         self.checkpoint: bytes | None = None
         self.checkpoints = 0
@@ -291,6 +293,20 @@ class RunEngine(Execution):
             self.waits.pop(path, None)
             self.step_over()
         self._boundary()
+
+    async def wait_until(self, path: str, due_ms: int, reason: str) -> None:
+        """Awaits a moment; the run may be unloaded meanwhile, and then this does not return."""
+        left_ms = due_ms - self.services.now_ms()
+        if left_ms <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        timer = loop.call_later(left_ms / 1000, wake, future)
+        self.waits[path] = (Wait(None, due_ms, reason), future)
+        try:
+            await self.waiting(path, future)
+        finally:
+            timer.cancel()
 
     def child_ended(self) -> None:
         """A child run has ended: the waits for children look again."""

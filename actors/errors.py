@@ -53,19 +53,23 @@ class PenstockError(Exception):
 
 
 class StepFailed(PenstockError):
-    """A step has failed for good. ``error_class`` and ``message`` are those of its last attempt.
+    """A step has failed for good. ``error_class`` and ``message`` are those of its last attempt; ``end`` says how it
+    ended (see :class:`StepEnd`), ``ended_by`` which field of which policy ended it.
 
     It is recorded: a replay raises it again.
     """
 
-    def __init__(self, error_class: str, message: str, step: str) -> None:
-        super().__init__(f"step {step} failed: {error_class}: {message}")
+    def __init__(self, error_class: str, message: str, step: str, end: str = "", ended_by: str = "") -> None:
+        ending = f" ({ended_by})" if "=" in ended_by else ""
+        super().__init__(f"step {step} failed: {error_class}: {message}{ending}")
         self.error_class = error_class
         self.message = message
         self.step = step
+        self.end = end
+        self.ended_by = ended_by
 
-    def __reduce__(self) -> tuple[type["StepFailed"], tuple[str, str, str]]:
-        return (type(self), (self.error_class, self.message, self.step))
+    def __reduce__(self) -> tuple[type["StepFailed"], tuple[str, str, str, str, str]]:
+        return (type(self), (self.error_class, self.message, self.step, self.end, self.ended_by))
 
 
 class ChildFailed(StepFailed):

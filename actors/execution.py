@@ -7,9 +7,10 @@ from collections.abc import Coroutine
 from enum import Enum
 from typing import Any, Final, NoReturn
 
+from actors.asked import Rests
 from actors.errors import RunAborted
 from actors.scope import wake
-from actors.verdict import Verdict
+from actors.verdict import Verdict, ignored_cancellation
 from cluster.lifecycle import RunState
 
 STOP_AGAIN_S: Final = 1.0
@@ -35,12 +36,13 @@ class Execution:
 
     __slots__ = (
         "_again", "_branches", "_closed", "_departing", "_effects", "_phase", "_run_id", "_stops", "_task", "_verdict",
-        "active", "leaving",
+        "active", "leaving", "rests",
     )  # fmt: skip
 
     def __init__(self, run_id: str) -> None:
         self.active = 0
         self.leaving = False
+        self.rests = Rests()
         self._run_id = run_id
         self._branches: set[asyncio.Task[Any]] = set()
         self._effects: set[asyncio.Task[Any]] = set()
@@ -98,6 +100,7 @@ class Execution:
         """Ends the run as cancelled at its next step boundary; an effect that is under way comes to its end first."""
         if self._verdict is None and not self.leaving and self._phase in (Phase.NEW, Phase.EXECUTING):
             self._verdict = Verdict(RunState.CANCELLED, reason)
+            self.rests.stop(uncertain_too=False)
             self._stop()
 
     def abort(self, verdict: Verdict) -> NoReturn:
@@ -120,7 +123,20 @@ class Execution:
         """Hands the run back at its next step boundary (drain). An effect that is under way comes to its end first."""
         if not self.leaving and self._verdict is None and self._phase in (Phase.NEW, Phase.EXECUTING):
             self._departing = reason
+            self.rests.stop(uncertain_too=True)
             self._stop()
+
+    def stuck(self, path: str, tool: str, *, is_effect: bool) -> None:
+        """A tool goes on although it was cancelled again and again: the run ends without it. It is a defect of the tool
+        that no other host would mend, and what it still does nobody knows.
+        """
+        _LOG.error("run %s: tool %s at step %s does not stop when it is cancelled; given up", self._run_id, tool, path)
+        self._verdict = ignored_cancellation(path, tool, is_effect=is_effect)
+        for effect in tuple(self._effects):
+            if effect.cancelling():
+                # Nobody waits for it any more; its own end, if it ever comes, says nothing.
+                self._effects.discard(effect)
+        self._stop()
 
     async def closed(self) -> None:
         """Returns when this host has nothing to do with the run any more."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import ray
 
 from actors.host_runtime import HostRuntime
+from actors.hub_link import RayLinks
 from actors.registry import load_app
 from cluster.config import Settings
 from cluster.session import draining_nodes
@@ -40,7 +41,9 @@ class AgentHost:
         self, settings: dict[str, Any], app: str, label: str, node: str
     ) -> None:
         configure_logging()
-        self._runtime = HostRuntime(Settings(**settings), load_app(app), label, node=node)
+        chosen = Settings(**settings)
+        links = RayLinks(chosen.name, ray.get_runtime_context().namespace)
+        self._runtime = HostRuntime(chosen, load_app(app, chosen), label, node=node, links=links)
         await self._runtime.start()
         _calm_collector()
         self._drain_watch = asyncio.get_running_loop().create_task(self._leave_with_node())

@@ -7,16 +7,19 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from actors.attempts import Attempts
 from actors.committer import Committer
 from actors.engine import RunEngine
+from actors.gatekeeper import Gatekeeper, Link
+from actors.hub_link import unreachable
 from actors.placement import home_partitions
 from actors.registry import App
 from actors.scope import number_branches
 from actors.timers import Timers
+from actors.wait_notes import WaitNotes
 from actors.watch import Watch
 from actors.watchdog import Watchdog, forget_old_notes
 from cluster.config import Settings
@@ -36,7 +39,16 @@ _LOG: Final = logging.getLogger("penstock.host")
 class HostRuntime:
     """Runs agents on the current event loop. ``label`` is the stable name; each life has an identity of its own."""
 
-    def __init__(self, settings: Settings, app: App, label: str, *, node: str = "", watchdog: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        app: App,
+        label: str,
+        *,
+        node: str = "",
+        watchdog: bool = True,
+        links: Callable[[str], Link] | None = None,
+    ) -> None:
         self.settings = settings
         self.app = app
         self.label = label
@@ -48,6 +60,9 @@ class HostRuntime:
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts
+        self.gates: dict[str, Gatekeeper] = {}
+        self._links = links or unreachable
+        self._waits: WaitNotes
         self._node = node or socket.gethostname()
         self.loop = asyncio.get_running_loop()
         self._clock_base_ms = 0.0
@@ -77,6 +92,10 @@ class HostRuntime:
     def now_ms(self) -> int:
         """The server's clock as estimated at the last heartbeat."""
         return int(self._clock_base_ms + self.loop.time() * 1000)
+
+    def clock(self) -> float:
+        """Seconds of this host's clock, that only goes on."""
+        return self.loop.time()
 
     def draw(self) -> float:
         """A uniform random number in [0, 1)."""
@@ -112,9 +131,14 @@ class HostRuntime:
         number_branches(self.loop)
         self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
         self.committer = Committer(self.store, lambda: self.host)
-        self.attempts = Attempts(self.loop.time, self.draw)
         self._timers = Timers(self.store, self.now_ms, self._keep)
         self._new_identity()
+        self.gates = {
+            name: Gatekeeper(dependency, self.host, self._links(name))
+            for name, dependency in self.app.dependencies.items()
+        }
+        self.attempts = Attempts(self.loop.time, self.draw, self.gates)
+        self._waits = WaitNotes(self.store, self.host, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
@@ -192,6 +216,7 @@ class HostRuntime:
                     # The answer took longer than the lease (the store was away): do not stand still for another period.
                     await self._beat()
                 await self._poll()
+                await self._waits.write(self.loop.time(), self.now_ms())
             except StoreError as error:
                 _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
             except Exception:
@@ -311,7 +336,8 @@ class HostRuntime:
 
     async def _listen(self, host: str) -> None:
         wake, mine = self.store.keys.wake_channel, self.store.keys.host_channel(host)
-        async for message in self.store.listen(wake, mine):
+        dependencies = self.store.keys.dependencies_channel
+        async for message in self.store.listen(wake, mine, *([dependencies] if self.gates else [])):
             if message is None:
                 self._poke(self.store.partitions)
                 continue
@@ -320,6 +346,9 @@ class HostRuntime:
                 self._poke([int(text, 16)])
                 continue
             word, _, run_id = text.partition(" ")
+            if channel == dependencies:
+                self._news(word, run_id)
+                continue
             engine = self.runs.get(run_id)
             if word == "drain":
                 self._keep(self._beat())
@@ -327,6 +356,15 @@ class HostRuntime:
                 engine.request_cancel("cancelled")
             elif engine is not None and word == "child":
                 engine.child_ended()
+
+    def _news(self, word: str, text: str) -> None:
+        name, _, told = text.partition(" ")
+        gatekeeper = self.gates.get(name)
+        if word == "news" and gatekeeper is not None:
+            try:
+                gatekeeper.news(json.loads(told))
+            except ValueError as error:
+                _LOG.warning("host %s: news of %s cannot be read: %s", self.host, name, error)
 
     # The dead
 
@@ -375,6 +413,7 @@ class HostRuntime:
     async def stop(self) -> None:
         """Drains, gives its lease up and closes everything."""
         await self.drain()
+        await asyncio.gather(*(gatekeeper.close() for gatekeeper in self.gates.values()))
         if self._heart is not None:
             # A beat after the lease is given up would make this host come back under a new identity.
             await end([self._heart])
@@ -392,6 +431,8 @@ class HostRuntime:
             self._watchdog.stop()
         for engine in list(self.runs.values()):
             engine.drop()
+        for gatekeeper in self.gates.values():
+            gatekeeper.abandon()
         self._timers.close()
         self.committer.close()
         await end(task for task in self._tasks if task is not asyncio.current_task())

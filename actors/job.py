@@ -86,6 +86,11 @@ def decode_job(raw: bytes) -> JobRecord:
     return record
 
 
+def rank_of(value: str) -> int:
+    """The place of a class in the order of all, 0 for the most valuable."""
+    return RANKS[ValueClass(value)]
+
+
 def run_id_of(job: Job, batch: str, partitions: int) -> str:
     """The run that this job is or will be."""
     if job.idempotency_key is not None:
@@ -120,8 +125,7 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
     record = _ENCODER.encode(
         JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage)
     )
-    rank = RANKS[ValueClass(parent.value)]
-    return NewRun(run_id, lineage, agent, rank, digest(agent, record), record, "", "")
+    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "")
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

@@ -71,18 +71,20 @@ def decode_entry(raw: bytes) -> Entry:
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
-    """An error as results and journals show it (JSON)."""
+    """An error as results and journals show it (JSON): with how its step ended, and by which field of which policy."""
 
     error_class: str = msgspec.field(name="class")
     message: str = ""
     step: str = ""
+    end: str = ""
+    ended_by: str = ""
 
 
-def encode_error(error_class: str, message: str, step: str = "") -> bytes:
+def encode_error(error_class: str, message: str, step: str = "", end: str = "", ended_by: str = "") -> bytes:
     """JSON of an error; long messages are cut, since they may quote a whole payload."""
     # Lone surrogates (from undecodable file names, say) have no place in JSON.
     plain = message[:2000].encode("utf-8", "backslashreplace").decode("utf-8")
-    return msgspec.json.encode(ErrorRecord(error_class, plain, step))
+    return msgspec.json.encode(ErrorRecord(error_class, plain, step, end, ended_by))
 
 
 def decode_error(raw: bytes) -> ErrorRecord:

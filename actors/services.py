@@ -23,6 +23,9 @@ class Services(Protocol):
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""
 
+    def clock(self) -> float:
+        """Seconds of this host's clock, that only goes on."""
+
     def draw(self) -> float:
         """A uniform random number in [0, 1)."""
 

@@ -9,7 +9,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.host import AgentHost
+from actors.hub import DependencyHub
+from actors.hub_link import hub_actor_name
 from actors.placement import Place, reconcile
+from actors.registry import load_app
+from admission.dependency import as_plain
 from cluster.config import Settings
 from telemetry.log import configure_logging
 
@@ -40,6 +44,8 @@ class Supervisor:
         self._app = app
         self._hosts_per_node = hosts_per_node
         self._hosts: dict[Place, Any] = {}
+        self._hubs: dict[str, Any] = {}
+        self._dependencies = load_app(app, self._settings).dependencies
         self._adopted = False
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -61,6 +67,7 @@ class Supervisor:
         }
         if not self._adopted:
             self._forget_lost_nodes(nodes)
+            self._keep_hubs()
             self._adopted = True
         changes = reconcile(nodes, frozenset(self._hosts), self._hosts_per_node)
         for place in changes.remove:
@@ -80,6 +87,24 @@ class Supervisor:
             ours = namespace == _namespace(self._settings) and name.startswith(prefix)
             if ours and label.rpartition("-")[0] not in living:
                 ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+
+    def _keep_hubs(self) -> None:
+        """One hub for each dependency of the app. Those that are there already learn what is declared now; Ray restarts
+        them by itself, also on another node.
+        """
+        for name, dependency in self._dependencies.items():
+            plain = as_plain(dependency)
+            remote = ray.remote(DependencyHub).options(
+                name=hub_actor_name(self._settings.name, name),
+                namespace=_namespace(self._settings),
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+                max_concurrency=_CONCURRENCY,
+            )
+            self._hubs[name] = remote.remote(self._plain, plain)
+            self._hubs[name].define.remote(plain)
 
     def _create(self, place: Place) -> Any:
         """The host actor of a place; an existing one (this supervisor was restarted) is taken as it is."""
@@ -115,6 +140,11 @@ class Supervisor:
         await asyncio.wait(leaving, timeout=10) if leaving else None
         for host in self._hosts.values():
             ray.kill(host, no_restart=True)
+        # Last, so that hosts can give back what they have.
+        leaving = [asyncio.wrap_future(hub.leave.remote().future()) for hub in self._hubs.values()]
+        await asyncio.wait(leaving, timeout=5) if leaving else None
+        for hub in self._hubs.values():
+            ray.kill(hub, no_restart=True)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:

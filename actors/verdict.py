@@ -18,9 +18,11 @@ class Verdict(msgspec.Struct, frozen=True):
     error: bytes = b""
 
 
-def failed(error_class: str, message: str, step: str = "", reason: str = "failed") -> Verdict:
+def failed(
+    error_class: str, message: str, step: str = "", reason: str = "failed", *, end: str = "", ended_by: str = ""
+) -> Verdict:
     """A run that failed, and why."""
-    return Verdict(RunState.FAILED, reason, b"", encode_error(error_class, message, step))
+    return Verdict(RunState.FAILED, reason, b"", encode_error(error_class, message, step, end, ended_by))
 
 
 def failure(error: BaseException) -> Verdict:
@@ -31,7 +33,7 @@ def failure(error: BaseException) -> Verdict:
     if isinstance(error, Divergence):
         return failed("ReplayDivergence", str(error), error.step, "replay_divergence")
     if isinstance(error, StepFailed):
-        return failed(error.error_class, error.message, error.step)
+        return failed(error.error_class, error.message, error.step, end=error.end, ended_by=error.ended_by)
     if isinstance(error, BaseExceptionGroup):
         inner = "; ".join(": ".join(described(part)) for part in error.exceptions)
         return failed(type(error).__name__, f"{described(error)[1]}: {inner}")
@@ -42,6 +44,15 @@ def hosts_lost(losses: int) -> Verdict:
     """A run that is given up: whatever it does, it may well be what its hosts died of."""
     message = f"{losses} {'host' if losses == 1 else 'hosts'} died under it without progress"
     return failed("TooManyHostsLost", message, reason="too many hosts lost")
+
+
+def ignored_cancellation(path: str, tool: str, *, is_effect: bool) -> Verdict:
+    """A run whose tool does not stop when it is cancelled."""
+    message = f"tool {tool!r} goes on although it was cancelled after its time-out: it swallows CancelledError"
+    if not is_effect:
+        return failed("ToolIgnoresCancellation", message, path, "tool ignores cancellation", end="timed_out")
+    error = encode_error("ConfirmationUnknown", f"{message}. Nobody can prove whether its effect happened", path)
+    return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {tool} at step {path}", b"", error)
 
 
 def unproven(entry: Entry, instead_of: Verdict) -> Verdict:
@@ -59,5 +70,5 @@ def unknown(path: str, tool: str, outcome: Outcome) -> Verdict:
     """A run with an effect that nobody can prove."""
     why = ": ".join(outcome.error or ())
     message = f"tool {tool!r}: {why}. Nobody can prove whether its effect happened"
-    error = encode_error("ConfirmationUnknown", message, path)
+    error = encode_error("ConfirmationUnknown", message, path, outcome.end.value, outcome.ended_by)
     return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {tool} at step {path}", b"", error)

@@ -94,8 +94,8 @@ class Breaker:
     window_s: float = Field(default=10.0, ge=1, le=600)
     slow_call_s: float | None = Field(default=None, gt=0)
     slow_call_rate: float = Field(default=1.0, gt=0, le=1)
-    open_s: float = Field(default=5.0, gt=0)
-    maximum_open_s: float = Field(default=60.0, gt=0)
+    open_s: float = Field(default=2.0, gt=0)
+    maximum_open_s: float = Field(default=10.0, gt=0)
 
     @model_validator(mode="after")
     def _grows(self) -> "Breaker":

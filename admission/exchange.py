@@ -103,6 +103,7 @@ class Lease:
         retries: retries that are granted, by tenant; None when they are not bounded.
         safe: units a second, by resource, that the host may use when no hub answers.
         lifetime_s, period_s: how long this holds, and when to come again.
+        most: the most that one call can ever take, by resource.
         saturated: there is more demand than room: coming earlier brings nothing.
         scarce: which limit is the scarce one, in words.
     """
@@ -123,6 +124,7 @@ class Lease:
     safe: dict[str, float] | None = None
     lifetime_s: float = 0.5
     period_s: float = 0.25
+    most: dict[str, float] = field(default_factory=dict)
     saturated: bool = False
     scarce: str = ""
 

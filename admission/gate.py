@@ -114,6 +114,13 @@ class Gate:
         self._arrivals += 1
         return Passage(lease.generation, lease.own, now, cost)
 
+    def impossible(self, cost: dict[str, float]) -> str:
+        """What a call takes that no waiting could ever give it, in words; '' when it can be given."""
+        for name, most in self.lease.most.items() if self.lease else ():
+            if amount_of(cost, name) > most:
+                return f"it takes {amount_of(cost, name):g} {name}, and the limit is {most:g}"
+        return ""
+
     def wait(self, now: float, rank: int, cost: dict[str, float], may_probe: bool, token: Any) -> Waiter:
         """Queues a call by its class."""
         waiter = Waiter(rank, cost, may_probe, now, token)
@@ -266,12 +273,12 @@ class Gate:
         demands = list(self.line.demands())
         if demands:
             self._mean = demands[-1].cost
-        ahead = self._foreseen * _AHEAD - self._affordable()
+        ahead = self._foreseen * _AHEAD - self.affordable()
         if ahead > 0.5 and now < self._expires:
             demands.append(Demand(FORESEEN, math.ceil(ahead), self._mean, self._mean))
         return demands
 
-    def _affordable(self) -> float:
+    def affordable(self) -> float:
         """How many more calls could go by what this host has."""
         if self.balance is None:
             room = None if self.lease is None else self.lease.concurrency

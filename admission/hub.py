@@ -74,7 +74,7 @@ class Hub:
         self.period_s = period_of(dependency)
         self.lifetime_s = max(1.0, 4 * self.period_s)
         self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
-        self.breaker = BreakerMachine(dependency.breaker or NEVER)
+        self.breaker = BreakerMachine(dependency.breaker or NEVER, now)
         self.budgets = None if dependency.retry_budget is None else Budgets(dependency.retry_budget)
         self.retry_after: tuple[float, float] | None = None
         self.retries_waiting: dict[str, dict[str, int]] = {}
@@ -189,7 +189,7 @@ class Hub:
         if host is None:
             host = self.hosts[report.host] = HostFacts(-1, now, now)
         if host.own is None and self.dependency.breaker is not None:
-            host.own = BreakerMachine(self.dependency.breaker)
+            host.own = BreakerMachine(self.dependency.breaker, now)
         if report.sequence > host.sequence:
             host.sequence, host.heard, host.assumed = report.sequence, now, now
             self._take_permits(now, host, report)
@@ -198,7 +198,8 @@ class Hub:
             self.tick(now, draw)
         if report.leaving:
             self._leave(now, report.host, host)
-            return Lease(self.permit_epoch, report.sequence, concurrency=0, permits=dict.fromkeys(self.limiter.resources, 0.0), period_s=self.period_s)
+            none = dict.fromkeys(self.limiter.resources, 0.0)
+            return Lease(self.permit_epoch, report.sequence, concurrency=0, permits=none, period_s=self.period_s)
         return self._lease(now, host, report)
 
     def _take_permits(self, now: float, host: HostFacts, report: Report) -> None:
@@ -280,6 +281,7 @@ class Hub:
             own=0 if host.own is None else host.own.generation,
             lifetime_s=self.lifetime_s,
             period_s=self.period_s,
+            most=self.limiter.most(),
         )
         if breaker.state is BreakerState.OPEN:
             lease.why = breaker.reason if breaker is self.breaker else f"for this host only: {breaker.reason}"

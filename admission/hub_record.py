@@ -28,7 +28,7 @@ def news(hub: Hub, now: float) -> dict[str, Any] | None:
         "state": hub.breaker.state.value,
         "generation": hub.breaker.generation,
         "not_before_s": max(0.0, open_s, hub.limiter.stopped_until - now),
-        "why": hub.breaker.reason if open_s > 0 else "the other side asked to be left alone (Retry-After)",
+        "why": "the other side asked to be left alone (Retry-After)" if stopped and not open_s else hub.breaker.reason,
     }
 
 
@@ -122,7 +122,7 @@ def restore(hub: Hub, now: float, plain: Mapping[str, Any], gap_s: float) -> Non
     hub.limiter.restore(now, plain["limiter"], gap_s)
     hub.breaker = BreakerMachine.restore(hub.dependency.breaker or NEVER, plain["breaker"], now - gap_s)
     if hub.dependency.retry_budget is not None and plain.get("budgets") is not None:
-        hub.budgets = Budgets.restore(hub.dependency.retry_budget, plain["budgets"], now)
+        hub.budgets = Budgets.restore(hub.dependency.retry_budget, plain["budgets"], now - gap_s)
     for name, facts in plain.get("hosts", {}).items():
         host = hub.hosts[name] = HostFacts(-1, now - hub.lifetime_s, now)
         host.safe, host.places = dict(facts["safe"]), int(facts["places"])

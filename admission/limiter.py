@@ -131,7 +131,8 @@ class _Bucket:
             if age + shift <= SLOTS:
                 self._slots[(self._at - age - shift) % (SLOTS + 1)] += used
                 self.total += used
-        self.enter(max(0.0, min(out + self.amount / self.limit.window_s * gap_s, self.amount - self.total)))
+        worst = 0.0 if gap_s <= 0 else self.burst + self.amount / self.limit.window_s * gap_s
+        self.enter(max(0.0, min(out + worst, self.amount - self.total)))
 
 
 class RateLimiter:
@@ -171,12 +172,12 @@ class RateLimiter:
 
     # Permits
 
-    def impossible(self, cost: Cost) -> Limit | None:
-        """The limit that this cost exceeds all by itself, so that it would wait for ever."""
+    def most(self) -> dict[str, float]:
+        """The most that one call can take, by resource: more would wait for ever."""
+        found: dict[str, float] = {}
         for bucket in self._buckets:
-            if amount_of(cost, bucket.limit.resource) > bucket.amount:
-                return bucket.limit
-        return None
+            found[bucket.limit.resource] = min(found.get(bucket.limit.resource, math.inf), bucket.amount)
+        return found
 
     def available(self, now: float) -> dict[str, float]:
         """What could go now, by resource."""

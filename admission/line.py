@@ -30,6 +30,11 @@ class Line:
         self._queues: tuple[deque[Waiter], ...] = tuple(deque() for _ in RANKS)
         self._counts = [0] * len(RANKS)
 
+    def __iter__(self) -> Iterator[Waiter]:
+        """All that wait, in order."""
+        for queue in self._queues:
+            yield from (waiter for waiter in queue if not waiter.over)
+
     def put(self, waiter: Waiter) -> None:
         """Somebody comes."""
         self._queues[waiter.rank].append(waiter)

@@ -39,7 +39,7 @@ class Plan:
 
 def simulate(plan: Plan) -> Outcome:
     """Runs one plan."""
-    rng = random.Random(plan.seed)  # noqa: S311 - a simulation
+    rng = random.Random(plan.seed)
     dependency = Dependency("simulated", [Limit("requests", plan.limit, per=plan.window_s)], breaker=None)
     hub = Hub(dependency, 1, 0.0)
     names = [f"h{number}" for number in range(plan.hosts)]

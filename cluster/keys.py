@@ -109,6 +109,10 @@ class Keys:
         """Told ``changed NAME`` when operators want something of a hub, and ``news NAME`` when a hub has news."""
         return f"{self.name}:deps"
 
+    def waits(self, host: str) -> str:
+        """What runs on a host wait for in its memory: run id → JSON (hash), advisory, gone soon after the host."""
+        return f"{self.name}:{{hosts}}:waits:{host}"
+
     @property
     def wake_channel(self) -> str:
         """Told a partition (two hex digits) whenever something was put into its queue."""

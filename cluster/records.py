@@ -129,3 +129,13 @@ class Heartbeat:
     draining: bool
     live: tuple[str, ...]
     server_ms: int
+
+
+class HubRecord(NamedTuple):
+    """What the store has for a dependency's hub: JSON texts, '' where there is none."""
+
+    epoch: int
+    state: str
+    override: str
+    command: str
+    server_ms: int

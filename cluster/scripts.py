@@ -41,5 +41,6 @@ REAP: Final = _load("reap")
 RELEASE: Final = _load("release")
 CANCEL: Final = _load("cancel")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
+HUB: Final = _load("hub", partitioned=False)
 
-ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, HEARTBEAT)
+ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, HEARTBEAT, HUB)

@@ -16,7 +16,7 @@ from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuita
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
 from cluster.lifecycle import RunState
-from cluster.records import Append, BatchCounts, Claim, Finish, Fired, Heartbeat, NewRun, Park, RunRecord
+from cluster.records import Append, BatchCounts, Claim, Finish, Fired, Heartbeat, HubRecord, NewRun, Park, RunRecord
 from cluster.scripts import Script
 from cluster.topology import Topology
 
@@ -118,6 +118,15 @@ class Store:
             except Moved:
                 await self._topology.refresh()
         raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
+
+    async def _call_keys(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Calls a script of no partition; its keys share a slot."""
+        for _ in self._tries():
+            try:
+                return await self._topology.lane(keys[0]).call_keys(script, keys, *arguments)
+            except Moved:
+                await self._topology.refresh()
+        raise StoreUnavailable(f"no node of the store's cluster serves the slot of {keys[0]}")
 
     def _tries(self) -> Iterator[int]:
         """How often to look for a partition's server: a patient store looks until it is there."""
@@ -232,14 +241,7 @@ class Store:
         """Renews a lease, or registers with ``info`` (JSON)."""
         keys = self.keys.hosts
         lease_ms = int(self.settings.lease_s * 1000)
-        for _ in self._tries():
-            try:
-                answer = await self._topology.lane(keys[0]).call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
-                break
-            except Moved:
-                await self._topology.refresh()
-        else:
-            raise StoreUnavailable("no node of the store's cluster serves the hosts' slot")
+        answer = await self._call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
         word, expired, draining, live, now = answer
         return Heartbeat(
             word == b"OK",
@@ -280,6 +282,16 @@ class Store:
         key = self.keys.hosts[2]
         await self.command(key, "SADD" if draining else "SREM", key, host)
         await self.publish(self.keys.host_channel(host), "drain")
+
+    # Hubs
+
+    async def hub(self, name: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
+        """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
+        answer = await self._call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
+        if answer == b"STALE":
+            return None
+        number, kept, override, command, now = answer
+        return HubRecord(number, kept.decode(), override.decode(), command.decode(), now)
 
     # Facts of the deployment
 

@@ -232,13 +232,18 @@ def _journal(run: RunHistory, effects: frozenset[str]) -> Iterator[Violation]:
     for entry in run.journal:
         if entry.kind == Kind.CHECKPOINT:
             continue  # its number is no step's path
+        if entry.kind == Kind.CALL and entry.status == Status.OPEN:
+            # It waits at a gate; an intent before it is taken back, since nothing was applied.
+            seen.discard((entry.step, "open"))
+            intended.discard(entry.step)
+            continue
         same = "open" if entry.status == Status.OPEN else "finished"
         if (entry.step, same) in seen:
             yield Violation(run.record.id, entry.step, f"{entry.kind} {entry.name} is in the journal twice as {same}")
         seen.add((entry.step, same))
         if entry.kind == Kind.INTENT:
             intended.add(entry.step)
-        elif _is_effect(entry, effects) and entry.step not in intended:
+        elif _is_effect(entry, effects) and entry.attempts and entry.step not in intended:
             yield Violation(run.record.id, entry.step, f"effect {entry.name} was finished without an intent before it")
 
 
@@ -250,7 +255,8 @@ def _witnessed(
     for entry in _finished(run):
         witnesses = by_key.get(run.key_of(entry), [])
         requests = sum(witness.requests for witness in witnesses)
-        bound = entry.attempts + record.migrations * attempts_per_loss
+        earlier = sum(each.attempts for each in run.journal if each.step == entry.step and each.status == Status.OPEN)
+        bound = entry.attempts + earlier + record.migrations * attempts_per_loss
         if requests > bound:
             text = (
                 f"{entry.name} was requested {requests} times; {entry.attempts} attempts and {record.migrations} "
@@ -309,7 +315,7 @@ def _effects(runs: Iterable[RunHistory], by_key: dict[str, list[WitnessedKey]]) 
 
 
 def _is_effect(entry: Entry, effects: frozenset[str]) -> bool:
-    return entry.kind == Kind.CALL and entry.name in effects
+    return entry.kind == Kind.CALL and entry.status != Status.OPEN and entry.name in effects
 
 
 def _finished(run: RunHistory) -> Iterator[Entry]:

@@ -109,15 +109,22 @@ def batch_status(batch: str, counts: BatchCounts) -> BatchStatus:
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """Why a run did not succeed: the error's class, its message and the step that it came from ('' for the agent)."""
+    """Why a run did not succeed: the error's class, its message and the step that it came from ('' for the agent).
+
+    ``end`` says how that step ended (``attempts_exhausted``, ``timed_out`` ...), ``ended_by`` which field of which policy
+    ended it.
+    """
 
     error_class: str = msgspec.field(name="class")
     message: str = ""
     step: str = ""
+    end: str = ""
+    ended_by: str = ""
 
     def __str__(self) -> str:
         """One line for people."""
-        at = f" (step {self.step})" if self.step else ""
+        place = ", ".join(part for part in (self.step and f"step {self.step}", self.ended_by) if part)
+        at = f" ({place})" if place else ""
         return f"{self.error_class}: {self.message}{at}" if self.message else f"{self.error_class}{at}"
 
 

@@ -1,7 +1,8 @@
 """What a failed attempt means for its step: again, failed, or unknown. Pure."""
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
+from typing import Final
 
 from admission.retry import FailureClass, RetryPolicy
 
@@ -20,6 +21,21 @@ class Risk(IntEnum):
         return self >= Risk.WRITE
 
 
+class StepEnd(StrEnum):
+    """How a step ended. Each but the first comes with the policy field, or the party, that ended it."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    NOT_RETRYABLE = "not_retryable"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    RETRIES_EXPIRED = "retries_expired"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    TIMED_OUT = "timed_out"
+    REFUSED = "refused"
+    INVALID_RESULT = "invalid_result"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class TryAgain:
     """Another attempt follows after ``pause_s`` seconds."""
@@ -31,10 +47,15 @@ class TryAgain:
 class GiveUp:
     """The step has failed; it is known that the world was not changed, or that this does not matter."""
 
+    end: StepEnd = StepEnd.REJECTED
+    by: str = ""
+
 
 @dataclass(frozen=True)
 class Unknown:
     """Nobody can prove whether the effect happened: the run must not go on until somebody says so."""
+
+    by: str = ""
 
 
 Decision = TryAgain | GiveUp | Unknown
@@ -50,6 +71,7 @@ def after_failure(
     elapsed: float,
     policy: RetryPolicy,
     draw: float,
+    at_least_s: float = 0.0,
 ) -> Decision:
     """Decides by the failure's class, never by its message.
 
@@ -62,21 +84,42 @@ def after_failure(
         idempotent: whether the remote side honours the step's idempotency key.
         ambiguous_before: whether an earlier attempt of this step was ambiguous.
         attempt: the attempt that failed, from 1.
-        elapsed: seconds since the first attempt started.
+        elapsed: seconds since the first attempt started, without what the gate held it up.
         policy: the tool's retry policy.
         draw: a uniform random number in [0, 1).
+        at_least_s: seconds that the other side asked to be left alone.
     """
     effect = risk.is_effect
     ambiguous = failure is FailureClass.AMBIGUOUS or (ambiguous_before and failure is FailureClass.NOT_APPLIED)
     if failure is FailureClass.REJECTED:
         # Answered: with a key that the remote honours, this is the answer for every earlier attempt as well.
-        return Unknown() if effect and ambiguous_before and not idempotent else GiveUp()
+        by = "the tool's answer"
+        return Unknown(by) if effect and ambiguous_before and not idempotent else GiveUp(StepEnd.REJECTED, by)
     if effect and ambiguous and not idempotent:
-        return Unknown()
-    pause_s = policy.pause(attempt, elapsed, draw)
-    if pause_s is not None:
-        return TryAgain(pause_s)
-    return Unknown() if effect and ambiguous else GiveUp()
+        return Unknown("idempotent=False")
+    last = policy.why_last(attempt, elapsed, draw, at_least_s=at_least_s, failure=failure)
+    if last is None:
+        return TryAgain(policy.pause(attempt, elapsed, draw, at_least_s=at_least_s, failure=failure) or 0.0)
+    return Unknown(last) if effect and ambiguous else GiveUp(_END_BY[last.partition("=")[0]], last)
+
+
+_END_BY: Final = {
+    "retry.retryable": StepEnd.NOT_RETRYABLE,
+    "retry.maximum_attempts": StepEnd.ATTEMPTS_EXHAUSTED,
+    "retry.max_duration": StepEnd.RETRIES_EXPIRED,
+}
+
+
+def after_no_more(end: StepEnd, by: str, *, risk: Risk, ambiguous: bool) -> Decision:
+    """Decides for a step that may make no further attempt, because of a bound above its retry policy.
+
+    Args:
+        end: how it would end.
+        by: the bound.
+        risk: the tool's tier.
+        ambiguous: whether an earlier attempt may have been applied.
+    """
+    return Unknown(by) if risk.is_effect and ambiguous else GiveUp(end, by)
 
 
 def after_crash(*, idempotent: bool) -> Decision:

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 
 class Wait(NamedTuple):
-    """One thing that a loaded run waits for: a child run (its id), or a moment."""
+    """One thing that a loaded run waits for: a child run (its id), or a moment, and why."""
 
     child: str | None
     due_ms: int | None
+    reason: str = "timer"
 
 
 class Parking(NamedTuple):
@@ -31,4 +32,6 @@ def parking(waits: list[Wait], *, active_steps: int, now_ms: int, worth_ms: int)
     if due_ms is not None and due_ms - now_ms <= worth_ms:
         return None
     children = tuple(wait.child for wait in waits if wait.child is not None)
-    return Parking("child" if children else "timer", due_ms, children)
+    first = min((wait for wait in waits if wait.due_ms is not None), key=lambda wait: wait.due_ms or 0, default=None)
+    reason = "child" if children or first is None else first.reason
+    return Parking(reason, due_ms, children)

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import SecretStr
 
 from actors.contract import Agent
+from actors.gatekeeper import Link
 from actors.host_runtime import HostRuntime
+from actors.hub_runtime import HubRuntime
 from actors.job import Job, new_run
 from actors.journal import Entry, ErrorRecord, decode_entry, decode_error
 from actors.registry import App
+from admission.dependency import Dependency
 from cluster import reader
 from cluster.config import Settings
 from cluster.keys import partition_of
@@ -48,16 +51,34 @@ class Spine:
     store: Store
     agents: tuple[Agent[Any, Any], ...]
     hosts: list[HostRuntime] = field(default_factory=list)
+    dependencies: dict[str, Dependency] = field(default_factory=dict)
+    hubs: dict[str, HubRuntime] = field(default_factory=dict)
+    hub_is_cut_off: bool = False
     _numbers: Any = field(default_factory=itertools.count)
 
     async def host(self, *agents: Agent[Any, Any], watchdog: bool = False, **settings: Any) -> HostRuntime:
         """Starts a host that serves the deployment's agents, or only the given ones."""
         served = {agent.name: agent for agent in agents or self.agents}
         chosen = self.settings.model_copy(update=settings)
-        host = HostRuntime(chosen, App("test", served), f"h{next(self._numbers)}", watchdog=watchdog)
+        app = App("test", served, self.dependencies)
+        host = HostRuntime(chosen, app, f"h{next(self._numbers)}", watchdog=watchdog, links=self._link)
         await host.start()
         self.hosts.append(host)
         return host
+
+    def _link(self, name: str) -> Link:
+        async def send(raw: bytes) -> bytes:
+            if self.hub_is_cut_off:
+                raise ConnectionError("cut off by the test")
+            return self.hubs[name].exchange(raw)
+
+        return send
+
+    async def start_hub(self, name: str) -> HubRuntime:
+        """Starts a hub of one dependency in this event loop, in the place of the one that is there."""
+        self.hubs[name] = hub = HubRuntime(self.settings, self.dependencies[name])
+        await hub.start()
+        return hub
 
     async def vanish(self, host: HostRuntime) -> str:
         """The host dies without a word; its last identity. Its runs stay where they are until it is reaped."""
@@ -143,17 +164,23 @@ def output(agent: Agent[Any, Any], record: RunRecord) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def spine(redis_url: str, *agents: Agent[Any, Any], **settings: Any) -> AsyncIterator[Spine]:
-    """A deployment without hosts yet; all of its hosts are closed at the end."""
+async def spine(
+    redis_url: str, *agents: Agent[Any, Any], dependencies: Sequence[Dependency] = (), **settings: Any
+) -> AsyncIterator[Spine]:
+    """A deployment with hubs and without hosts yet; all of its hosts and hubs are closed at the end."""
     fields: dict[str, Any] = {
         "name": f"t{uuid.uuid4().hex[:12]}", "partitions": 2, "heartbeat_s": 0.2, "lease_s": 1.5, "slots_per_host": 100,
     }  # fmt: skip
     chosen = Settings(redis_url=SecretStr(redis_url), **(fields | settings))
     store = await Store.open(chosen)
-    deployment = Spine(chosen, store, agents)
+    deployment = Spine(chosen, store, agents, dependencies={each.name: each for each in dependencies})
     try:
+        for name in deployment.dependencies:
+            await deployment.start_hub(name)
         yield deployment
     finally:
         for host in deployment.hosts:
             await host.abandon()
+        for hub in deployment.hubs.values():
+            await hub.abandon()
         await store.close()
