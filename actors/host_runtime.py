@@ -13,9 +13,11 @@ from typing import Any, Final
 from actors.attempts import Attempts
 from actors.committer import Committer
 from actors.engine import RunEngine
-from actors.gatekeeper import Gatekeeper, Link
+from actors.gatekeeper import Link
+from actors.host_gates import HostGates
 from actors.hub_link import unreachable
 from actors.placement import home_partitions
+from actors.reaper import Reaper
 from actors.registry import App
 from actors.scope import number_branches
 from actors.timers import Timers
@@ -60,9 +62,9 @@ class HostRuntime:
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts
-        self.gates: dict[str, Gatekeeper] = {}
-        self._links = links or unreachable
+        self.gates: HostGates
         self._waits: WaitNotes
+        self._links = links or unreachable
         self._node = node or socket.gethostname()
         self.loop = asyncio.get_running_loop()
         self._clock_base_ms = 0.0
@@ -73,11 +75,11 @@ class HostRuntime:
         self._claiming = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
-        self._watch = Watch(settings.watch_address, self._reap_soon)
+        self._watch = Watch(settings.watch_address, self._lost)
         self._watched: tuple[str, ...] = ()
         self._home: frozenset[int] = frozenset()
         self._watch_at: tuple[str, int] = ("", 0)
-        self._reaping: set[str] = set()
+        self._reaper: Reaper
         self._timers: Timers
         self._beats = self._poll_from = 0
         self._stopped = False
@@ -132,12 +134,10 @@ class HostRuntime:
         self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
         self.committer = Committer(self.store, lambda: self.host)
         self._timers = Timers(self.store, self.now_ms, self._keep)
+        self._reaper = Reaper(self.store, self._keep)
         self._new_identity()
-        self.gates = {
-            name: Gatekeeper(dependency, self.host, self._links(name))
-            for name, dependency in self.app.dependencies.items()
-        }
-        self.attempts = Attempts(self.loop.time, self.draw, self.gates)
+        self.gates = HostGates(self.app.dependencies, self.host, self._links)
+        self.attempts = Attempts(self.loop.time, self.draw, self.gates.keepers)
         self._waits = WaitNotes(self.store, self.host, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
@@ -145,7 +145,11 @@ class HostRuntime:
         if self._watchdog is not None:
             self._watchdog.start()
         self._heart = self._keep(self._heartbeats())
-        for work in (self._claims(), self._bury_namesakes(), forget_old_notes(self.store, self.now_ms())):
+        for work in (
+            self._claims(),
+            self._reaper.bury_namesakes(self.label, self.host),
+            forget_old_notes(self.store, self.now_ms()),
+        ):
             self._keep(work)
         _LOG.info("host %s serves %s", self.host, ", ".join(sorted(self.app.agents)))
 
@@ -190,7 +194,7 @@ class HostRuntime:
         self._lease_ok.set()
         for dead in beat.expired:
             if dead != self.host and not late:
-                self._reap_soon(dead)
+                self._reaper.reap_soon(dead)
         if beat.draining != self._marked:
             self._marked = beat.draining
             if self._marked:
@@ -236,6 +240,9 @@ class HostRuntime:
         if self._beats % _STRAYS_EVERY_BEATS == 0:
             await self._release_strays()
 
+    def _lost(self, host: str) -> None:
+        self._reaper.reap_soon(host)
+
     async def _identity_lost(self, lost: str) -> None:
         """Others have taken this host for dead: all that it had is theirs. It comes back as somebody new."""
         async with self._claiming:
@@ -247,7 +254,7 @@ class HostRuntime:
             self._new_identity()
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
-        self._reap_soon(lost)
+        self._reaper.reap_soon(lost)
         self._poke(self.store.partitions)
 
     # Claiming
@@ -337,7 +344,7 @@ class HostRuntime:
     async def _listen(self, host: str) -> None:
         wake, mine = self.store.keys.wake_channel, self.store.keys.host_channel(host)
         dependencies = self.store.keys.dependencies_channel
-        async for message in self.store.listen(wake, mine, *([dependencies] if self.gates else [])):
+        async for message in self.store.listen(wake, mine, *([dependencies] if self.gates.keepers else [])):
             if message is None:
                 self._poke(self.store.partitions)
                 continue
@@ -345,10 +352,10 @@ class HostRuntime:
             if channel == wake:
                 self._poke([int(text, 16)])
                 continue
-            word, _, run_id = text.partition(" ")
             if channel == dependencies:
-                self._news(word, run_id)
+                self.gates.hear(text)
                 continue
+            word, _, run_id = text.partition(" ")
             engine = self.runs.get(run_id)
             if word == "drain":
                 self._keep(self._beat())
@@ -356,36 +363,6 @@ class HostRuntime:
                 engine.request_cancel("cancelled")
             elif engine is not None and word == "child":
                 engine.child_ended()
-
-    def _news(self, word: str, text: str) -> None:
-        name, _, told = text.partition(" ")
-        gatekeeper = self.gates.get(name)
-        if word == "news" and gatekeeper is not None:
-            try:
-                gatekeeper.news(json.loads(told))
-            except ValueError as error:
-                _LOG.warning("host %s: news of %s cannot be read: %s", self.host, name, error)
-
-    # The dead
-
-    def _reap_soon(self, host: str) -> None:
-        if host not in self._reaping:
-            self._reaping.add(host)
-            self._keep(self._reap(host))
-
-    async def _reap(self, host: str) -> None:
-        try:
-            moved = await asyncio.gather(*(self.store.reap(p, host) for p in self.store.partitions))
-            await self.store.forget_host(host)
-            _LOG.warning("host %s was lost: %d runs taken over by the living", host, sum(moved))
-        finally:
-            self._reaping.discard(host)
-
-    async def _bury_namesakes(self) -> None:
-        """An actor has one life at a time: earlier ones with this label are over."""
-        for host, info in (await self.store.hosts()).items():
-            if info.get("label") == self.label and host != self.host:
-                self._reap_soon(host)
 
     # Leaving
 
@@ -413,7 +390,7 @@ class HostRuntime:
     async def stop(self) -> None:
         """Drains, gives its lease up and closes everything."""
         await self.drain()
-        await asyncio.gather(*(gatekeeper.close() for gatekeeper in self.gates.values()))
+        await self.gates.close()
         if self._heart is not None:
             # A beat after the lease is given up would make this host come back under a new identity.
             await end([self._heart])
@@ -431,8 +408,7 @@ class HostRuntime:
             self._watchdog.stop()
         for engine in list(self.runs.values()):
             engine.drop()
-        for gatekeeper in self.gates.values():
-            gatekeeper.abandon()
+        self.gates.abandon()
         self._timers.close()
         self.committer.close()
         await end(task for task in self._tasks if task is not asyncio.current_task())

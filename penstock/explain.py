@@ -3,9 +3,28 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from cluster.lifecycle import RunState
 from cluster.records import RunRecord
 from penstock.views import HostView, JournalStep, RunError, Why
+
+
+class HeldNote(msgspec.Struct, frozen=True):
+    """What a host says of a step that waits in its memory (``actors/wait_notes.py``); times by the store's clock."""
+
+    what: str
+    step: str
+    tool: str
+    dependency: str
+    since_ms: int
+    bound: str
+    bound_ms: int
+    kind: str = ""
+    text: str = ""
+    until_ms: int | None = None
+    attempt: int = 1
+    last_error: str = ""
 
 
 @dataclass(frozen=True)
@@ -13,7 +32,8 @@ class WhyFacts:
     """What is known beside the run's record.
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
-    set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end.
+    set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end,
+    ``held`` is what its host says that it waits for in memory.
     """
 
     now_ms: int
@@ -25,6 +45,8 @@ class WhyFacts:
     steps: int
     error: RunError | None
     note: str
+    held: HeldNote | None = None
+    waits_for: str = ""
 
 
 def explain(record: RunRecord, facts: WhyFacts) -> Why:
@@ -90,9 +112,9 @@ def _queued(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
 
 
 def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
-    reason = "a host is executing it"
+    reason = "a host is executing it" if facts.held is None else _held(facts.held, facts.now_ms)
     if record.cancel:
-        reason = f"a host is executing it; its cancellation was asked for ({record.cancel})"
+        reason = f"{reason}; its cancellation was asked for ({record.cancel})"
     host = facts.hosts.get(record.host)
     if host is None:
         owner = f"host {record.host}, which is not registered any more"
@@ -105,7 +127,46 @@ def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
         following = "it ends at the next step boundary" if record.cancel else "its next step is recorded, or it ends"
         if host.draining and not record.cancel:
             following = "the host is draining: it ends soon, or is handed back at the next step boundary"
-    return reason, owner, _bound(record, facts), following
+    bound = _bound(record, facts)
+    if facts.held is not None and not record.cancel and host is not None and host.alive:
+        following = _NEXT[facts.held.what]
+        bound = (
+            f"{facts.held.bound}, {_in(facts.held.bound_ms, facts.now_ms)}: then the step ends as timed_out; {bound}"
+        )
+    return reason, owner, bound, following
+
+
+_NEXT = {
+    "gate": "the call goes as soon as the gate lets it",
+    "budget": "the retry goes when calls have paid it in, after its pause",
+    "pause": "the retry goes to the gate",
+}
+
+
+def _held(held: HeldNote, now_ms: int) -> str:
+    """What a step waits for: limiter, breaker, budget or pause, by name, and until when."""
+    call = f"step {held.step} ({held.tool})"
+    until = "" if held.until_ms is None else f", until {_moment(held.until_ms)} ({_in(held.until_ms, now_ms)})"
+    for_s = f"for {max(0, now_ms - held.since_ms) / 1000:.1f} s"
+    retry = f" (attempt {held.attempt}; the last one: {held.last_error})" if held.attempt > 1 else ""
+    if held.what == "pause":
+        return f"{call} pauses before a retry{until}{retry}"
+    if held.what == "budget":
+        return f"{call} has waited {for_s} for the retry budget of {held.dependency}{retry}"
+    kinds = {
+        "limit": f"the rate limit of {held.dependency}",
+        "breaker": f"the breaker of {held.dependency}",
+        "retry_after": f"{held.dependency}, which asked to be left alone",
+        "concurrency": f"max_concurrency of {held.dependency}",
+        "hub": f"the hub of {held.dependency}",
+    }
+    text = f": {held.text}" if held.text else ""
+    return f"{call} has waited {for_s} for {kinds.get(held.kind, held.dependency)}{text}{until}{retry}"
+
+
+def _in(moment_ms: int, now_ms: int) -> str:
+    left_s = (moment_ms - now_ms) / 1000
+    return f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago"
 
 
 def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
@@ -115,7 +176,14 @@ def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     left_s = (record.due_ms - facts.now_ms) / 1000
     due = f"due {_moment(record.due_ms)}, " + (f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago")
     bound = due if record.deadline_ms is None else f"{due}; {_bound(record, facts)}"
+    kind, _, dependency = record.reason.partition(" ")
+    if dependency:
+        reason = f"{_PARKED.get(kind, kind)} {dependency}{f': {facts.waits_for}' if facts.waits_for else ''}"
+        return reason, f"the hub of {dependency}; the store's timers", bound, "it is queued again when that is over"
     return record.reason, "the store's timers", bound, "it is queued again when the timer is due"
+
+
+_PARKED = {"breaker": "the breaker of", "retry_after": "a Retry-After of"}
 
 
 def _bound(record: RunRecord, facts: WhyFacts) -> str:
@@ -128,7 +196,10 @@ def _bound(record: RunRecord, facts: WhyFacts) -> str:
         left_s = (record.accepted_ms + facts.max_wait_ms - facts.now_ms) / 1000
         when = f"over in {left_s:.1f} s" if left_s > 0 else f"over since {-left_s:.1f} s"
         bounds.append(f"max_wait {facts.max_wait_ms / 1000:g} s, {when}: then it is shed")
-    return "; ".join(bounds) if bounds else "none: the job has neither a deadline nor a max_wait that applies now"
+    return "; ".join(bounds) if bounds else _UNBOUND
+
+
+_UNBOUND = "none: the job has neither a deadline nor a max_wait that applies now"
 
 
 def _last_step(facts: WhyFacts) -> str:

@@ -8,12 +8,12 @@ from typing import Any, Final
 import msgspec
 
 from actors.job import decode_job
-from actors.journal import Entry, decode_entry
+from actors.journal import Entry, Kind, Status, decode_entry
 from cluster import reader
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import RunRecord
 from cluster.store import Store
-from penstock.explain import WhyFacts, explain
+from penstock.explain import HeldNote, WhyFacts, explain
 from penstock.views import (
     DeploymentStatus,
     HostView,
@@ -123,7 +123,8 @@ async def view(store: Store, record: RunRecord) -> RunView:
 async def why(store: Store, record: RunRecord) -> Why:
     """The explanation of where a run is."""
     run_key, journal_key = store.keys.run(record.id), store.keys.journal(record.id)
-    place, max_wait, last, length, registered, now_ms, notes = await asyncio.gather(
+    waits_key = store.keys.waits(record.host)
+    place, max_wait, last, length, registered, now_ms, notes, held = await asyncio.gather(
         reader.place(store, record.id),
         store.command(run_key, "HGET", run_key, "max_wait"),
         store.command(journal_key, "LINDEX", journal_key, -1),
@@ -131,17 +132,21 @@ async def why(store: Store, record: RunRecord) -> Why:
         hosts(store),
         store.server_ms(),
         store.command(store.keys.notes, "HGET", store.keys.notes, record.id),
+        store.command(waits_key, "HGET", waits_key, record.id),
     )
+    last_step = _step(decode_entry(last)) if last else None
     facts = WhyFacts(
         now_ms=now_ms,
         max_wait_ms=int(max_wait) if max_wait else None,
         place=place,
         unserved=record.state is RunState.QUEUED and place is None,
         hosts={host.host: host for host in registered},
-        last_step=_step(decode_entry(last)) if last else None,
+        last_step=last_step,
         steps=length,
         error=run_error(record.error),
         note="" if record.state in TERMINAL else _note(notes, now_ms),
+        held=_held(held) if record.state is RunState.RUNNING else None,
+        waits_for=_waits_for(last_step) if record.state is RunState.WAITING else "",
     )
     return explain(record, facts)
 
@@ -192,6 +197,19 @@ def _payload(raw: bytes) -> Any:
         return decoded(raw)
     except msgspec.DecodeError:
         return f"({len(raw)} bytes that are no JSON)"
+
+
+def _held(raw: bytes | None) -> HeldNote | None:
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=HeldNote)
+    except msgspec.DecodeError:
+        return None  # written by a host of another version
+
+
+def _waits_for(step: JournalStep | None) -> str:
+    """What an open call says that it waits for."""
+    found = step.payload if step is not None and step.status == Status.OPEN and step.kind == Kind.CALL else None
+    return str(found.get("why", "")) if isinstance(found, dict) else ""
 
 
 def _note(raw: bytes | None, now_ms: int) -> str:
