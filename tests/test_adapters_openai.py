@@ -407,7 +407,9 @@ async def test_options_of_a_stream_are_the_callers() -> None:
     async with listening(server) as listener:
         call = made_call()
         await streamed(call, listener, [], stream_options={"include_usage": False})
+        await streamed(call, listener, [], stream_options=openai.omit)
     assert server.asked[0]["stream_options"] == {"include_usage": False}
+    assert "stream_options" not in server.asked[1]
     assert call.usage is None
 
 

@@ -1,7 +1,7 @@
 """What the agent of the refund desk may do: read an order, ask a model, refund, answer.
 
-Every tool says by its exception what is known about the call that failed, since that decides about retries:
-`NotApplied` (it never happened), `Ambiguous` (it may have happened), `Rejected` (it was refused, and would be again).
+Every tool says by its exception what is known about the call that failed, since that decides about retries. Penstock's
+adapters do that for what can go wrong on the way; here is only what they cannot know: what an answer must look like.
 
 Environment:
     REFUND_DESK_WORLD_URL    where orders, payments and tickets are; needed
@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from penstock import Ambiguous, NotApplied, Rejected, RetryPolicy, Risk, ToolCall, tool
+from penstock import Ambiguous, Rejected, Risk, ToolCall, tool
+from penstock.adapters import http
+from penstock.adapters.openai import completion
+from refund_desk.dependencies import MODEL, ORDERS, PAYMENTS, TICKETS
 from refund_desk.models import Answer, AnswerRequest, Decision, Order, Refund, RefundRequest, Ticket
 
 if TYPE_CHECKING:
@@ -34,12 +37,9 @@ DEFAULT_MODEL = "world-model-1"
 # Each request looks at every connection of its pool: many more of them cost more time than they save.
 DEFAULT_CONNECTIONS = 64
 KEEPALIVE_S = 30.0
-CONNECT_TIMEOUT_S = 2.0
-SHORTEST_TIMEOUT_S = 0.001
 EXCERPT = 300
-
-# Rate limits and lost answers are everyday events here: be more patient than by default.
-PATIENT = RetryPolicy(initial_interval=0.1, maximum_interval=5.0, maximum_attempts=8)
+# A decision is one short JSON object; models that think first need more than it takes to write it down.
+LONGEST_DECISION = 1_000
 
 INSTRUCTIONS = """You decide about refunds. You are given a ticket and its order as JSON; amounts are in cents.
 Answer with one JSON object and nothing else: {"refund_cents": <integer, 0 for none>, "reason": "<one sentence>"}."""
@@ -95,46 +95,18 @@ def world_url() -> str:
     return url
 
 
-def timeout_of(call: ToolCall) -> httpx2.Timeout:
-    """What is left of this attempt's time; connecting gets less of it."""
-    left_s = max(call.remaining_s(), SHORTEST_TIMEOUT_S)
-    return httpx2.Timeout(left_s, connect=min(left_s, CONNECT_TIMEOUT_S))
-
-
-def failure_of(error: BaseException, where: str) -> Exception:
-    """What a transport error means: a request that never left was not applied, any other may have been."""
-    text = f"{where}: {type(error).__name__}: {error}"
-    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return NotApplied(text)
-    if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-        return Rejected(text)
-    return Ambiguous(text)
-
-
-def refusal_of(status: int, body: str, where: str) -> Exception:
-    """What a status over 399 means."""
-    text = f"{where}: {status}: {body[:EXCERPT]}"
-    if status == 429:
-        return NotApplied(text)
-    return Ambiguous(text) if status >= 500 else Rejected(text)
-
-
 async def ask(call: ToolCall, method: str, path: str, answer: type[Body], body: BaseModel | None = None) -> Body:
-    """Send one request to the world, with the step's idempotency key, and validate what comes back."""
-    headers = {"idempotency-key": call.idempotency_key}
+    """Send one request to the world and validate what comes back."""
+    # Reads carry the key as well, so that the world's ledger can tell which of them came again.
+    headers = {"Idempotency-Key": call.idempotency_key}
     content = None
     if body is not None:
-        headers["content-type"] = "application/json"
+        headers["Content-Type"] = "application/json"
         content = body.model_dump_json().encode()
     where = f"{method} {path}"
-    try:
-        response = await connections().http.request(
-            method, world_url() + path, content=content, headers=headers, timeout=timeout_of(call)
-        )
-    except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise failure_of(error, where) from error
-    if response.status_code != 200:
-        raise refusal_of(response.status_code, response.text, where)
+    response = await http.request(
+        call, connections().http, method, world_url() + path, where=where, content=content, headers=headers
+    )
     try:
         return answer.model_validate_json(response.content)
     except ValidationError as error:
@@ -142,44 +114,34 @@ async def ask(call: ToolCall, method: str, path: str, answer: type[Body], body: 
         raise Ambiguous(f"{where}: the answer is no {answer.__name__}: {error}") from error
 
 
-@tool(dependency="orders", risk=Risk.READ, timeout=5, retry=PATIENT)
+@tool(dependency=ORDERS.name, risk=Risk.READ, timeout=5)
 async def get_order(call: ToolCall, order_id: str) -> Order:
     """Read an order."""
     return await ask(call, "GET", f"/orders/{order_id}", Order)
 
 
-@tool(dependency="model", risk=Risk.READ, timeout=30, retry=PATIENT)
+@tool(dependency=MODEL.name, risk=Risk.READ, timeout=30, max_tokens=LONGEST_DECISION)
 async def decide(call: ToolCall, ticket: Ticket, order: Order) -> Decision:
     """Ask the model what to do about a ticket."""
     client = await connections().model()
-    import openai  # by now this costs nothing
-
     question = json.dumps({"ticket": ticket.model_dump(), "order": order.model_dump(mode="json")})
-    seed = int.from_bytes(hashlib.blake2b(ticket.ticket_id.encode(), digest_size=4).digest())
-    where = "the model"
-    try:
-        completion = await client.chat.completions.create(
-            model=os.environ.get("REFUND_DESK_MODEL") or DEFAULT_MODEL,
-            messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}],
-            response_format={"type": "json_object"},
-            seed=seed,
-            extra_headers={"Idempotency-Key": call.idempotency_key},
-            timeout=timeout_of(call),
-        )
-    except openai.APIStatusError as error:
-        raise refusal_of(error.status_code, error.message, where) from error
-    except openai.APIConnectionError as error:
-        raise failure_of(error.__cause__ or error, where) from error
-    except openai.OpenAIError as error:
-        raise Rejected(f"{where}: {type(error).__name__}: {error}") from error
-    content = completion.choices[0].message.content if completion.choices else None
+    answer = await completion(
+        call,
+        client.chat.completions.create,
+        model=os.environ.get("REFUND_DESK_MODEL") or DEFAULT_MODEL,
+        messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}],
+        response_format={"type": "json_object"},
+        max_completion_tokens=LONGEST_DECISION,
+        seed=int.from_bytes(hashlib.blake2b(ticket.ticket_id.encode(), digest_size=4).digest()),
+    )
+    content = answer.choices[0].message.content if answer.choices else None
     try:
         return Decision.model_validate_json(content or "")
     except ValidationError as error:
-        raise Rejected(f"{where} gave no decision, but {(content or 'nothing')[:EXCERPT]!r}") from error
+        raise Rejected(f"the model gave no decision, but {(content or 'nothing')[:EXCERPT]!r}") from error
 
 
-@tool(dependency="payments", risk=Risk.WRITE, timeout=10, idempotent=True, retry=PATIENT)
+@tool(dependency=PAYMENTS.name, risk=Risk.WRITE, timeout=10, idempotent=True)
 async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason: str) -> Refund:
     """Pay back `amount_cents` of an order. The payment service applies each idempotency key once."""
     return await ask(
@@ -187,7 +149,7 @@ async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason:
     )
 
 
-@tool(dependency="tickets", risk=Risk.WRITE, timeout=10, idempotent=True, retry=PATIENT)
+@tool(dependency=TICKETS.name, risk=Risk.WRITE, timeout=10, idempotent=True)
 async def write_answer(call: ToolCall, answer: AnswerRequest) -> Answer:
     """Answer the customer. The ticket service writes each idempotency key once."""
     return await ask(call, "POST", "/answers", Answer, answer)
