@@ -22,6 +22,7 @@ from penstock import inspection
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
 from penstock.checking import JobLike, as_job, checked
+from penstock.dependencies import DependencyCalls
 from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
 from penstock.names import check_batch_key, is_run_id
 from penstock.submission import Submission, check_all, each_of
@@ -55,7 +56,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client:
+class Client(DependencyCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.

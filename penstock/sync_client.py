@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Generator, Iterable, Mapping
 from typing import IO, Any, Self, TypeVar
 
 import uvloop
@@ -13,6 +13,7 @@ from cluster.config import Settings
 from cluster.lifecycle import RunState
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
+from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -143,6 +144,26 @@ class SyncClient:
     def drain(self, host: str, *, undo: bool = False) -> None:
         """See :meth:`Client.drain`."""
         self._call(self._client.drain(host, undo=undo))
+
+    def dependencies(self) -> list[DependencyView]:
+        """See :meth:`Client.dependencies`."""
+        return self._call(self._client.dependencies())
+
+    def dependency(self, name: str) -> DependencyView:
+        """See :meth:`Client.dependency`."""
+        return self._call(self._client.dependency(name))
+
+    def set_dependency(self, name: str, changes: Mapping[str, Any]) -> DependencyAnswer:
+        """See :meth:`Client.set_dependency`."""
+        return self._call(self._client.set_dependency(name, changes))
+
+    def reset_dependency(self, name: str) -> DependencyAnswer:
+        """See :meth:`Client.reset_dependency`."""
+        return self._call(self._client.reset_dependency(name))
+
+    def command_dependency(self, name: str, do: str, *, by: str | None = None, reason: str = "") -> DependencyAnswer:
+        """See :meth:`Client.command_dependency`."""
+        return self._call(self._client.command_dependency(name, do, by=by, reason=reason))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

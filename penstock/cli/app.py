@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli import dependencies as dependency_commands
 from penstock.cli import shown
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
@@ -23,6 +24,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+cli.add_typer(dependency_commands.group, name="deps")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]
@@ -66,6 +68,12 @@ def up(
     redis_url: Annotated[
         str | None, typer.Option(metavar="URL", help="A store of your own; better in PENSTOCK_REDIS_URL (no history).")
     ] = None,
+    dependencies: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file of dependencies, beside the app's own.", envvar="PENSTOCK_DEPENDENCIES"
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,9 +81,12 @@ def up(
     if app is None:
         raise Failure("name the module with your agents: penstock up --app my_package.app", Exit.BAD_INPUT)
     common(home)
+    from actors.dependency_file import with_operators_file
     from penstock import local
 
     known = environment_settings()
+    if dependencies is not None:  # its text goes along: neither daemon nor nodes need to find the file
+        known = with_operators_file(known.model_copy(update={"dependencies": dependencies, "dependencies_yaml": ""}))
     # A remote cluster gets a folder only when it is named: everything in it is sent along.
     folder = Path.cwd() if app_dir is None and address is None else app_dir
     say(f"starting a deployment of {app} …")

@@ -32,6 +32,9 @@ _COLOURS = {
     "ok": "green",
     "warn": "yellow",
     "fail": "bold red",
+    "closed": "green",
+    "open": "bold red",
+    "probing": "yellow",
 }
 
 
@@ -71,9 +74,11 @@ def row(made: "Table", *cells: object) -> None:
 
 def age(since_ms: int | None) -> str:
     """How long ago, roughly."""
-    if not since_ms:
-        return ""
-    seconds = max(0.0, time.time() - since_ms / 1000)
+    return length(max(0.0, time.time() - since_ms / 1000)) if since_ms else ""
+
+
+def length(seconds: float) -> str:
+    """A length of time, roughly."""
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
