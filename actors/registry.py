@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,8 +18,6 @@ from actors.namespaces import is_a, reachable
 from admission.dependency import Dependency
 from admission.retry import RetryPolicy
 from cluster.config import Settings
-
-_NO_FILE: Final = OperatorsFile({}, frozenset(), [])
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def load_app(path: str, settings: Settings | None = None) -> App:
 
     Args:
         path: the module's import path.
-        settings: name the operators' file of dependencies, or hold its content; by default there is none.
+        settings: name the operators' file of dependencies, or hold its content. None for clients, which serve nothing
+            and may not know of a file: then a tool's dependency may also be defined nowhere.
 
     Raises:
         DefinitionError: it cannot be imported, has no agents, or two of them share a name; or its dependencies cannot
@@ -69,11 +68,11 @@ def load_app(path: str, settings: Settings | None = None) -> App:
         ) from error
     except ValidationError as error:
         raise refuse(f"app {path!r} cannot be loaded, {_place_of(error)}", problems_in_code(error)) from error
-    return app_of(module, operators_file(settings) if settings else _NO_FILE)
+    return app_of(module, operators_file(settings) if settings else None)
 
 
-def app_of(module: ModuleType, operators: OperatorsFile = _NO_FILE) -> App:
-    """The app that a module is, together with what the operators' file says.
+def app_of(module: ModuleType, operators: OperatorsFile | None = None) -> App:
+    """The app that a module is, together with what the operators' file says (None: nobody knows).
 
     Raises:
         DefinitionError: see :func:`load_app`.
@@ -89,11 +88,11 @@ def app_of(module: ModuleType, operators: OperatorsFile = _NO_FILE) -> App:
                 )
     if not agents:
         raise DefinitionError(f"app {module.__name__!r} has no agents: declare some with @agent(...), or import them")
-    found_all = _Collection()
+    found_all = _Collection(operators)
     found_all.collect(module)
-    found_all.add_operators(operators)
+    found_all.add_operators()
     for tool in found_all.tools.values():
-        found_all.check(tool, operators.named)
+        found_all.check(tool)
     if found_all.problems:
         raise refuse(f"app {module.__name__!r} cannot be served", found_all.problems)
     dependencies = {name: declared.definition for name, declared in sorted(found_all.declared.items())}
@@ -103,7 +102,9 @@ def app_of(module: ModuleType, operators: OperatorsFile = _NO_FILE) -> App:
 class _Collection:
     """An app's tools and dependencies, and all that is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, operators: OperatorsFile | None) -> None:
+        self._operators = operators or OperatorsFile({}, frozenset(), [])
+        self._knows_all = operators is not None
         self.declared: dict[str, Declared] = {}
         self.tools: dict[int, Tool[Any, Any]] = {}
         self.problems: list[str] = []
@@ -127,10 +128,10 @@ class _Collection:
                 f"{_listed(fields)}. Keep one of them and import it"
             )
 
-    def add_operators(self, operators: OperatorsFile) -> None:
+    def add_operators(self) -> None:
         """Takes what the operators' file declares."""
-        self.problems += operators.problems
-        for name, declared in operators.declared.items():
+        self.problems += self._operators.problems
+        for name, declared in self._operators.declared.items():
             other = self.declared.get(name)
             fields = differing(other.definition, declared.definition) if other else []
             if other and fields and not declared.replaces_app:
@@ -141,12 +142,12 @@ class _Collection:
             else:
                 self.declared[name] = declared
 
-    def check(self, tool: Tool[Any, Any], elsewhere: frozenset[str]) -> None:
-        """Looks at what a tool says of its dependency; ``elsewhere`` are names that are known and not at hand."""
+    def check(self, tool: Tool[Any, Any]) -> None:
+        """Looks at what a tool says of its dependency."""
         name, own = tool.options.dependency, tool.options.retry
         declared = self.declared.get(name) if name is not None else None
         at = f"tool {tool.name!r} ({tool.__module__}.{tool.__qualname__})"
-        if name is not None and declared is None and name not in elsewhere:
+        if name is not None and declared is None and self._knows_all and name not in self._operators.named:
             close = difflib.get_close_matches(name, self.declared, n=1)
             meant = f"did you mean {close[0]!r}? If not, define it" if close else "Define it"
             self.problems.append(

@@ -59,10 +59,13 @@ class RetryAfterView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubHostView(msgspec.Struct, frozen=True, kw_only=True):
-    """A host as the hub knows it. ``breaker`` is its own where it alone fails; ``permits``: of the scarcest limit."""
+    """A host as the hub knows it. ``breaker`` is its own where it alone fails; ``permits``: of the scarcest limit;
+    ``places``: how many of its calls may be under way at once (None: no bound).
+    """
 
     host: str
     in_flight: float = 0
+    places: float | None = None
     waiting: float = 0
     permits: float = 0
     breaker: str = UNKNOWN

@@ -44,7 +44,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
 def refusal(path: str, settings: Settings | None = None) -> str:
     with pytest.raises(DefinitionError) as caught:
-        load_app(path, settings)
+        load_app(path, settings or Settings())
     return str(caught.value)
 
 
@@ -113,6 +113,11 @@ def test_a_tool_that_names_no_dependency_is_refused(package: Maker) -> None:
     assert "names the dependency 'order', which is defined nowhere" in text
     assert "did you mean 'orders'" in text
     assert "PENSTOCK_DEPENDENCIES" in text
+
+
+def test_a_client_need_not_know_the_operators_file(package: Maker) -> None:
+    app = load_app(package(app=one_tool("dependency='orders'")))
+    assert (list(app.agents), app.dependencies) == (["shop"], {})
 
 
 def test_two_definitions_that_differ_name_both_places(package: Maker) -> None:

@@ -78,8 +78,8 @@ def _host_table(view: "DependencyView") -> "Table":
     made = shown.table(*columns, right=columns[2:5])
     for host in view.hosts:
         shown.row(
-            made, host.host, host.breaker, _number(host.in_flight), _number(host.waiting), _number(host.permits),
-            f"{host.silent_ms / 1000:.1f} s ago",
+            made, host.host, host.breaker, _of(host.in_flight, host.places), _number(host.waiting),
+            _number(host.permits), f"{host.silent_ms / 1000:.1f} s ago",
         )  # fmt: skip
     return made
 
@@ -122,8 +122,11 @@ def _limits(view: "DependencyView") -> str:
 
 
 def _under_way(view: "DependencyView") -> str:
-    there, bound = view.concurrency.in_flight, view.concurrency.max
-    return _number(there) if bound is None else f"{_number(there)} of {bound}"
+    return _of(view.concurrency.in_flight, view.concurrency.max)
+
+
+def _of(there: float, bound: float | None) -> str:
+    return _number(there) if bound is None else f"{_number(there)} of {_number(bound)}"
 
 
 def _waiting(waiting: Mapping[str, float]) -> str:
