@@ -35,9 +35,9 @@ def with_operators_file(settings: Settings) -> Settings:
         return settings
     place = settings.dependencies.expanduser().absolute()
     text = _read(place)
-    problems = parsed(text, place.name).problems
+    problems = parsed(text, str(place)).problems
     if problems:
-        raise refuse(str(place), problems)
+        raise refuse("the operators' file of dependencies cannot be used", problems)
     return settings.model_copy(update={"dependencies": place, "dependencies_yaml": text if text.strip() else _EMPTY})
 
 

@@ -406,7 +406,7 @@ def test_deps_set(settings: Settings, penstock: Command) -> None:
             "--retry-budget", "none",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-        assert done.stderr.endswith("changed; its hub obeys\n")
+        assert done.stderr == "openai: max_concurrency, breaker, retry, retry_budget, rate changed; its hub obeys\n"
         assert done.stdout == ""
         definition = json.loads(penstock("deps", "openai", "--json").stdout)["definition"]
         limits = {(limit["resource"], limit["amount"], limit["per"]) for limit in definition["rate"]}
@@ -498,6 +498,6 @@ def test_up_refuses_a_bad_file_before_it_starts_anything(penstock: Command, tmp_
     file.write_text("dependencies: {a: {rate: [{requests: 0}]}}\n")
     refused = penstock("up", "--app", "no.such.app", "--dependencies", str(file))
     assert refused.exit_code == Exit.BAD_INPUT
-    assert f"{file}: deps.yaml, line 1: dependency 'a', rate.0.amount: must be above zero (it is 0)" in refused.stderr
+    assert f"{file}, line 1: dependency 'a', rate.0.amount: must be above zero (it is 0)" in refused.stderr
     missing = penstock("up", "--app", "no.such.app", "--dependencies", str(tmp_path / "none.yaml"))
     assert (missing.exit_code, "cannot be read" in missing.stderr) == (Exit.BAD_INPUT, True)

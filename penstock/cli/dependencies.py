@@ -116,8 +116,9 @@ def change(
             changes["rate"] = with_limits(view.definition.get("rate", []), limit)
         return await client.set_dependency(name, changes)
 
-    done = "what operators had set is taken back" if reset else f"{', '.join(changes) or 'rate'} changed"
-    _answered(ask(work), done, as_json=as_json)
+    answer = ask(work)
+    done = "what operators had set is taken back" if reset else f"{', '.join(changes)} changed"
+    _answered(answer, done, as_json=as_json)
 
 
 @group.command("open")
