@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actors.engine import RunEngine
 
 _LATER: Final = 0.1
-_LONG_S: Final = 60.0
+_LONG_S: Final = 30.0
 _CLASSES: Final = {StepEnd.TIMED_OUT: "GateTimeout", StepEnd.REFUSED: "NotAdmissible"}
 
 

@@ -1,6 +1,7 @@
 """What runs wait for in a host's memory, written down for ``penstock why``: people ask the store, not hosts."""
 
 import json
+import math
 from typing import Any, Final
 
 from actors.asked import Asked, Held
@@ -66,6 +67,6 @@ def _note(asked: Asked, held: Held, now: float, now_ms: int) -> dict[str, Any]:
     if held.what == "gate" and asked.gatekeeper is not None:
         hindrance = asked.gatekeeper.hindrance()
         note["kind"], note["text"] = hindrance.kind, hindrance.text
-        if hindrance.for_s is not None:
+        if hindrance.for_s is not None and hindrance.for_s < math.inf:
             note["until_ms"] = at_ms(now + hindrance.for_s)
     return note

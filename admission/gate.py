@@ -33,7 +33,7 @@ class Passage:
 @dataclass(frozen=True, slots=True)
 class Hindrance:
     """What holds a call back: ``kind`` (limit, breaker, retry_after, concurrency, hub), in words, and for how long as
-    far as anybody knows (None: until something changes).
+    far as anybody knows (None: until something changes, any moment; infinite: until an operator says so).
     """
 
     kind: str
@@ -398,7 +398,7 @@ class Gate:
             stopped = self._stop_until >= self._not_before or "Retry-After" in lease.why
             kind = "retry_after" if stopped else "breaker"
             text = lease.why or "the other side asked to be left alone (Retry-After)"
-            return Hindrance(kind, text, None if math.isinf(left_s) else left_s)
+            return Hindrance(kind, text, left_s)
         if lease.state == "probing":
             return Hindrance("breaker", lease.why or "probing", None)
         if now >= self._expires:
