@@ -42,8 +42,7 @@ class AgentHost:
     ) -> None:
         configure_logging()
         chosen = Settings(**settings)
-        links = RayLinks(chosen.name, ray.get_runtime_context().namespace)
-        self._runtime = HostRuntime(chosen, load_app(app, chosen), label, node=node, links=links)
+        self._runtime = HostRuntime(chosen, load_app(app, chosen), label, node=node, links=RayLinks(chosen.name))
         await self._runtime.start()
         _calm_collector()
         self._drain_watch = asyncio.get_running_loop().create_task(self._leave_with_node())

@@ -27,9 +27,8 @@ def hub_actor_name(deployment: str, dependency: str) -> str:
 class RayLinks:
     """Links to the hubs of one deployment. A handle is dropped when a call fails, and looked up anew by its name."""
 
-    def __init__(self, deployment: str, namespace: str) -> None:
+    def __init__(self, deployment: str) -> None:
         self._deployment = deployment
-        self._namespace = namespace
         self._handles: dict[str, Any] = {}
 
     def __call__(self, dependency: str) -> Link:
@@ -52,6 +51,7 @@ class RayLinks:
         import ray
 
         try:
-            return ray.get_actor(hub_actor_name(self._deployment, dependency), namespace=self._namespace)
+            # In the deployment's own namespace: that of this process is the one of whoever has deployed it.
+            return ray.get_actor(hub_actor_name(self._deployment, dependency), namespace=self._deployment)
         except ValueError:
             raise NoHub(f"there is no hub actor of {dependency}") from None
