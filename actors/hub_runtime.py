@@ -171,7 +171,7 @@ class HubRuntime:
             now = self._loop.time()
             self.hub.tick(now, random.random())  # noqa: S311 - jitter
             now_ms = round(self._clock_base_ms + now * 1000)
-            state = view(self.hub, now, now_ms) | {"command_done": self._command_done}
+            state = view(self.hub, now, now_ms) | {"command_done": self._command_done, "override": self._override}
             record = await self.store.hub(self.declared.name, self.hub.epoch, json.dumps(state, allow_nan=False))
         if record is None:
             self.superseded = True

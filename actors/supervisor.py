@@ -8,6 +8,7 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.dependency_file import with_operators_file
 from actors.host import AgentHost
 from actors.hub import DependencyHub
 from actors.hub_link import hub_actor_name
@@ -148,11 +149,16 @@ class Supervisor:
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as data for an actor's arguments, which Ray shows nowhere: the store's URL has a password."""
+    """Settings as data for an actor's arguments, which Ray shows nowhere: the store's URL has a password.
+
+    The operators' file goes along as text: nodes need no such file.
+    """
+    settings = with_operators_file(settings)
     plain = settings.model_dump(mode="python")
     if settings.redis_url is not None:
         plain["redis_url"] = settings.redis_url.get_secret_value()
     plain["home"] = str(settings.home)
+    plain["dependencies"] = None if settings.dependencies is None else str(settings.dependencies)
     return plain
 
 

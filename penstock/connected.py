@@ -49,7 +49,7 @@ def up_connected(
     from actors import supervisor
 
     with import_path(app_dir):
-        load_app(app)
+        load_app(app, settings)
     # Code travels by import path: our rooms and the app's folder are packed once and unpacked on every node.
     sent: dict[str, Any] = {"py_modules": [str(ROOT / room) for room in ROOMS]}
     if app_dir is not None:

@@ -125,7 +125,7 @@ class LocalDeployment:
         footprint.write()
         self._stack.callback(forget, self.home)
         with import_path(self._app_dir):
-            load_app(self._app)  # before anything is started: most failures of a first `up` are here
+            load_app(self._app, self._settings)  # before anything is started: most failures of a first `up` are here
         embedded = self._settings.redis_url is None
         if embedded:
             self._start_store()
