@@ -111,8 +111,8 @@ def batch_status(batch: str, counts: BatchCounts) -> BatchStatus:
 class RunError(msgspec.Struct, frozen=True):
     """Why a run did not succeed: the error's class, its message and the step that it came from ('' for the agent).
 
-    ``end`` says how that step ended (``attempts_exhausted``, ``timed_out`` ...), ``ended_by`` which field of which policy
-    ended it.
+    ``end`` says how that step ended (``attempts_exhausted``, ``timed_out`` ...), ``ended_by`` which field of which
+    policy ended it.
     """
 
     error_class: str = msgspec.field(name="class")
