@@ -290,7 +290,7 @@ def test_old_calls_are_no_evidence() -> None:
 
 
 def test_an_average_day() -> None:
-    machine = opened(Breaker(), now=100.0)
+    machine = opened(Breaker(open_s=5.0, maximum_open_s=60.0), now=100.0)
     assert (machine.until, machine.openings, machine.generation, machine.by) == (105.0, 1, 1, "")
     machine.record(101.0, "a", succeeded=50, generation=0)  # was on its way: says nothing of what is now
     assert not machine.tick(104.9, 0.5)

@@ -389,7 +389,8 @@ async def test_results_are_of_ended_runs_by_custom_id(client: Client) -> None:
     assert is_run_id(good.run_id)
     assert good.accepted_ms <= (good.started_ms or 0) <= (good.ended_ms or 0)
     as_line = json.loads(msgspec.json.encode(found[claims[1200].custom_id]))
-    assert as_line["error"] == {"class": "Boom", "message": "by hand", "step": "0"}
+    said = {"class": "Boom", "message": "by hand", "step": "0", "end": "", "ended_by": ""}
+    assert as_line["error"] == said
     with pytest.raises(NoSuchBatch):
         await anext(client.results("nothing"))
 

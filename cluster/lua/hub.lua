@@ -1,5 +1,6 @@
 -- hub: keeps what a dependency's hub knows, for people and for its successor.
--- KEYS: the dependency's hash. ARGV: the hub's epoch ('' to begin a new one), its state ('' to begin).
+-- KEYS: the dependency's hash.
+-- ARGV: the hub's epoch ('' to begin a new one), its state ('' to begin).
 -- Returns {epoch, state, override, command, the server's clock in ms}; 'STALE' when a later hub has begun.
 -- Invariant: only the hub that began last writes; epochs only grow.
 local clock = redis.call('TIME')
