@@ -1,17 +1,23 @@
 """Many hosts and one hub in virtual time, through the same pure code as the real ones: how true are the limits?
 
-Demand is Zipf over the hosts and moves: every ``shuffle_s`` other hosts are the busy ones. Arrivals are Poisson. Messages
-take ``latency_s`` each way, are lost now and then, and hosts come at moments of their own.
+Demand is Zipf over the hosts and moves: every ``shuffle_s`` other hosts are the busy ones. Arrivals are Poisson.
+Messages take ``latency_s`` each way, are lost now and then, and hosts come at moments of their own.
 """
 
 import heapq
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from admission.dependency import Dependency, Limit
 from admission.exchange import RANKS
-from admission.gate import Gate
+from admission.gate import Gate, Passage
 from admission.hub import Hub
+
+_NORMAL: Final = RANKS.index("normal")
+_COST: Final = {"requests": 1.0}
+_MOST_WAITING: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -37,72 +43,82 @@ class Plan:
     seed: int = 1
 
 
+class _Simulation:
+    """One hub, its hosts' gates, and a queue of events."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.admitted: list[float] = []
+        self.exchanges = 0
+        self._rng = random.Random(plan.seed)
+        limit = Limit("requests", plan.limit, per=plan.window_s)
+        self._hub = Hub(Dependency("simulated", [limit], breaker=None), 1, 0.0)
+        self._names = [f"h{number}" for number in range(plan.hosts)]
+        self._gates = {name: Gate(name, 0.0) for name in self._names}
+        self._weights = [1 / (rank + 1) for rank in range(plan.hosts)]
+        self._busy = dict(zip(self._names, self._weights, strict=True))
+        self._events: list[tuple[float, int, Callable[[float, str], None], str]] = []
+        self._count = 0
+
+    def run(self) -> None:
+        """Until the span is over."""
+        for name in self._names:
+            self._at(self._rng.random() * 0.25, self._exchange, name)
+            self._at(self._rng.random(), self._arrive, name)
+        self._at(self.plan.shuffle_s, self._shuffle, "")
+        while self._events[0][0] <= self.plan.span_s:
+            now, _, event, name = heapq.heappop(self._events)
+            event(now, name)
+
+    def _at(self, moment: float, event: Callable[[float, str], None], name: str) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (moment, self._count, event, name))
+
+    def _shuffle(self, now: float, _: str) -> None:
+        """Other hosts are the busy ones."""
+        weights = self._weights.copy()
+        self._rng.shuffle(weights)
+        self._busy = dict(zip(self._names, weights, strict=True))
+        self._at(now + self.plan.shuffle_s, self._shuffle, "")
+
+    def _arrive(self, now: float, name: str) -> None:
+        plan, gate = self.plan, self._gates[name]
+        passage = gate.try_pass(now, _NORMAL, _COST, True)
+        if passage is not None:
+            self._went(now, gate, passage)
+        elif gate.line.waiting < _MOST_WAITING:
+            gate.wait(now, _NORMAL, _COST, True, None)
+        rate = plan.load * plan.limit / plan.window_s * self._busy[name] / sum(self._weights)
+        self._at(now + self._rng.expovariate(rate), self._arrive, name)
+
+    def _exchange(self, now: float, name: str) -> None:
+        plan, gate, rng = self.plan, self._gates[name], self._rng
+        self.exchanges += 1
+        self._at(now + self._hub.period_s * rng.uniform(0.97, 1.03), self._exchange, name)
+        report, since = gate.report(now)
+        if rng.random() < plan.lost_share:
+            gate.lost(since, report)
+            return
+        lease = self._hub.exchange(now + plan.latency_s, rng.random(), report)
+        if rng.random() < plan.lost_share:
+            gate.lost(since, report)
+            return
+        back = now + 2 * plan.latency_s
+        gate.accept(now, back, lease)
+        while (found := gate.next(back)) is not None:
+            self._went(back, gate, found[1])
+
+    def _went(self, now: float, gate: Gate, passage: Passage) -> None:
+        gate.first_attempt("t")
+        gate.done(now, passage, "succeeded")
+        self.admitted.append(now)
+
+
 def simulate(plan: Plan) -> Outcome:
     """Runs one plan."""
-    rng = random.Random(plan.seed)
-    dependency = Dependency("simulated", [Limit("requests", plan.limit, per=plan.window_s)], breaker=None)
-    hub = Hub(dependency, 1, 0.0)
-    names = [f"h{number}" for number in range(plan.hosts)]
-    gates = {name: Gate(name, 0.0) for name in names}
-    cost = {"requests": 1.0}
-    weights = [1 / (rank + 1) for rank in range(plan.hosts)]
-    rate = plan.load * plan.limit / plan.window_s
-    admitted: list[float] = []
-    exchanges = 0
-    events: list[tuple[float, int, str, str]] = []
-    number = 0
-
-    def at(moment: float, what: str, name: str) -> None:
-        nonlocal number
-        number += 1
-        heapq.heappush(events, (moment, number, what, name))
-
-    for name in names:
-        at(rng.random() * 0.25, "exchange", name)
-        at(rng.random(), "arrive", name)
-    order = list(range(plan.hosts))
-    at(plan.shuffle_s, "shuffle", "")
-    busy = dict(zip(names, (weights[place] for place in order), strict=True))
-    total = sum(weights)
-
-    def let_go(name: str, now: float) -> None:
-        gate = gates[name]
-        while (found := gate.next(now)) is not None:
-            gate.first_attempt("t")
-            gate.done(now, found[1], "succeeded")
-            admitted.append(now)
-
-    while events:
-        now, _, what, name = heapq.heappop(events)
-        if now > plan.span_s:
-            break
-        if what == "shuffle":
-            rng.shuffle(order)
-            busy = dict(zip(names, (weights[place] for place in order), strict=True))
-            at(now + plan.shuffle_s, "shuffle", "")
-        elif what == "arrive":
-            gate = gates[name]
-            passage = gate.try_pass(now, 2, cost, True)
-            if passage is not None:
-                gate.done(now, passage, "succeeded")
-                admitted.append(now)
-            elif gate.line.waiting < 2000:
-                gate.wait(now, RANKS.index("normal"), cost, True, None)
-            at(now + rng.expovariate(rate * busy[name] / total), "arrive", name)
-        elif what == "exchange":
-            gate = gates[name]
-            exchanges += 1
-            report, since = gate.report(now)
-            period_s = hub.period_s * rng.uniform(0.97, 1.03)
-            at(now + period_s, "exchange", name)
-            if rng.random() < plan.lost_share:
-                gate.lost(since, report)
-                continue
-            lease = hub.exchange(now + plan.latency_s, rng.random(), report)
-            if rng.random() >= plan.lost_share:
-                gate.accept(now, now + 2 * plan.latency_s, lease)
-                let_go(name, now + 2 * plan.latency_s)
-    return Outcome(sorted(admitted), exchanges)
+    simulation = _Simulation(plan)
+    simulation.run()
+    return Outcome(sorted(simulation.admitted), simulation.exchanges)
 
 
 def worst_window(moments: list[float], window_s: float) -> int:
