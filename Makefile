@@ -19,10 +19,10 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos lint format types imports check bench figures-spine lock clean
+.PHONY: help venv demo test test-quick chaos lint format types imports check bench figures-spine figures-dependencies lock clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(LOCKED): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \
@@ -73,6 +73,10 @@ bench: $(STAMP) ## measure the spine beside its raw floor; writes figures/spine.
 	@$(BIN)/python -m benchmarks.spine --json figures/spine.json
 
 figures-spine: bench ## the same as bench
+
+figures-dependencies: $(STAMP) ## limits, breaker, storms and hubs, about 10 minutes; PART=rate-error for one
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.dependencies $(PART) --json figures/dependencies$(addprefix -,$(PART)).json
 
 lock: $(STAMP) ## compile the locks from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@cp -p requirements.lock $(VENV)/lock.before

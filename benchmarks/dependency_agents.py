@@ -22,7 +22,7 @@ from actors.contract import Tool, ToolCall, agent, tool
 from actors.core.outcome import Risk
 from actors.errors import NotApplied, RateLimited, Rejected, StepFailed
 from actors.run import Run
-from admission.dependency import Dependency, Limit
+from admission.dependency import Dependency, Limit, RetryBudget
 from admission.retry import RetryPolicy
 from benchmarks.provider_client import client
 
@@ -35,11 +35,11 @@ FAR_OFF: Final = 1_000_000
 HOST: Final = str(os.getpid())
 """What the provider knows this host by: the pid that hosts register with."""
 
-provider = Dependency("provider", rate=[Limit("requests", FAR_OFF, per="1s")])
-provider_a = Dependency("provider-a", rate=[Limit("requests", FAR_OFF, per="1s")])
-provider_b = Dependency("provider-b", rate=[Limit("requests", FAR_OFF, per="1s")])
-provider_c = Dependency("provider-c", rate=[Limit("requests", FAR_OFF, per="1s")])
-provider_tokens = Dependency("provider-tokens", rate=[Limit("input_tokens", FAR_OFF, per="1s")])
+provider = Dependency("provider", rate=[Limit("requests", FAR_OFF, per="1m")])
+provider_tokens = Dependency("provider-tokens", rate=[Limit("input_tokens", FAR_OFF, per="1m")])
+
+# Without a breaker the budget alone has to hold retries back. Its trickle is left out: that is no share of the load.
+provider_budgeted = Dependency("provider-budgeted", breaker=None, retry_budget=RetryBudget(per_second=0))
 
 # The control arm of the retry storm: everybody tries again and again, and nobody looks at what the others see.
 provider_naive = Dependency(
@@ -234,7 +234,7 @@ async def call_with_redis(call: ToolCall, tokens: int, value: str, permits: Perm
 
 TOOLS: Final[dict[str, Tool[[int, str], int]]] = {
     dependency.name: calling(dependency)
-    for dependency in (provider, provider_a, provider_b, provider_c, provider_tokens, provider_naive)
+    for dependency in (provider, provider_tokens, provider_budgeted, provider_naive)
 }
 PERMITTED: Final[dict[str, Tool[[int, str, Permits], int]]] = {
     "aiolimiter": call_with_aiolimiter,
