@@ -64,6 +64,7 @@ class BreakerMachine:
         until: when an open one begins to probe; None where it is not open, or was forced open.
         openings: consecutive ones, without those that were forced.
         by: the operator who forced the state; empty where none did.
+        has_others: there is more than one source, so that what only one has said is not enough to open.
     """
 
     probe_timeout_s: ClassVar[float] = 60.0
@@ -77,6 +78,7 @@ class BreakerMachine:
         self.until: float | None = None
         self.openings = 0
         self.by = ""
+        self.has_others = False
         self._window = Window(policy.window_s / SLOTS)
         self._probes = _Probes()
 
@@ -193,6 +195,8 @@ class BreakerMachine:
         total, policy = self._window.advance(now), self.policy
         if total.calls < policy.minimum_calls:
             return None
+        if self.has_others and len(self._window.by_source) == 1:
+            return None  # the others have not said anything yet
         window = duration_text(policy.window_s)
         if self._window.reaches(failed_of, policy.failure_rate):
             rate = f"breaker.failure_rate={policy.failure_rate:g}"

@@ -62,6 +62,8 @@ class Report:
         retries_returned: granted retries that nobody wanted any more, by tenant.
         probes_returned: granted probes that nobody could use.
         leaving: it will not come again; whatever it has is given back.
+        held: the sequence of the last lease that it has taken: only then what that one took away is away.
+        places: the concurrency that it goes by.
     """
 
     host: str
@@ -83,6 +85,8 @@ class Report:
     retries_returned: dict[str, int] = field(default_factory=dict)
     probes_returned: int = 0
     leaving: bool = False
+    held: int = 0
+    places: int = 0
 
 
 @dataclass(slots=True)
@@ -97,7 +101,8 @@ class Lease:
         own: of the breaker that this host has for itself, because it alone fails.
         why: what holds calls back, in words; empty when nothing does.
         not_before_s: no call before so many seconds have passed.
-        permits: what is added to the host's balance, by resource; None when no rate is limited.
+        permits: what is added to the host's balance, by resource; None when no rate is limited. What ``most`` names is
+            limited, whatever is said here.
         probes: calls that may go while probing; ``any_probe``: also one that may not be repeated.
         concurrency: how many calls may be under way at once on this host; None for no bound.
         retries: retries that are granted, by tenant; None when they are not bounded.

@@ -21,12 +21,17 @@ _AHEAD: Final = 1.25
 
 @dataclass(slots=True, eq=False)
 class Passage:
-    """A call under way: under which generations it was let through, and what was reserved for it."""
+    """A call under way: under which generations it was let through, what was reserved for it, out of which balance
+    (they are numbered), and which report was the last before it.
+    """
 
     generation: int
     own: int
     began: float
     cost: dict[str, float]
+    is_probe: bool = False
+    balance: int = 0
+    reported: int = 0
     over: bool = False
 
 
@@ -73,6 +78,9 @@ class Gate:
         self._expires = -math.inf
         self._not_before = -math.inf
         self._probes = 0
+        self._probes_unused = 0
+        self._balances = 0
+        self._left = False
         self._sequence = 0
         self._reported_at = now
         self._since = _Since()
@@ -108,11 +116,12 @@ class Gate:
                     return None
             for name in balance:
                 balance[name] -= amount_of(cost, name)
-        if lease.state != "closed":
+        is_probe = lease.state != "closed"
+        if is_probe:
             self._probes -= 1
         self.in_flight += 1
         self._arrivals += 1
-        return Passage(lease.generation, lease.own, now, cost)
+        return Passage(lease.generation, lease.own, now, cost, is_probe, self._balances, self._sequence)
 
     def impossible(self, cost: dict[str, float]) -> str:
         """What a call takes that no waiting could ever give it, in words; '' when it can be given."""
@@ -151,9 +160,22 @@ class Gate:
             return
         passage.over = True
         self.in_flight -= 1
-        if self.balance is not None:
+        self._give_probe_back(passage)
+        if self.balance is None or passage.balance != self._balances:
+            return  # what it was taken from is over, and counts as used
+        if passage.reported == self._sequence:
             for name in self.balance:
                 self.balance[name] += amount_of(passage.cost, name)
+        else:
+            # The hub has entered it as used: it takes it out again, and gives it to whoever is next.
+            unused = {name: -amount_of(passage.cost, name) for name in self.balance}
+            self._since.settled.append((passage.began, unused))
+
+    def _give_probe_back(self, passage: Passage) -> None:
+        """A probe that said nothing of the dependency: another call may go in its place."""
+        lease = self.lease
+        if passage.is_probe and lease and (lease.generation, lease.own) == (passage.generation, passage.own):
+            self._probes_unused += 1
 
     # Having gone
 
@@ -177,6 +199,8 @@ class Gate:
         passage.over = True
         self.in_flight -= 1
         since = self._since
+        if result in ("rate_limited", "ignored"):
+            self._give_probe_back(passage)
         if result == "rate_limited":
             since.rate_limited += 1
         elif result != "ignored":
@@ -242,10 +266,11 @@ class Gate:
         self._arrivals, self._sequence = 0, self._sequence + 1
         since, self._since = self._since, _Since()
         if now >= self._expires and self.balance is not None and self._safe is None:
-            self.balance = dict.fromkeys(self.balance, 0.0)
+            self._new_balance(dict.fromkeys(self.balance, 0.0))
         demands = [] if leaving else self._demands(now)
         returned = self._surplus(leaving) if self._safe is None else {}
-        probes, self._probes = (self._probes, 0) if self.lease and self._probes else (0, 0)
+        probes = self._probes + self._probes_unused
+        self._probes = self._probes_unused = 0
         report = Report(
             self.host,
             self._sequence,
@@ -265,8 +290,13 @@ class Gate:
             retries_returned=since.retries_returned,
             probes_returned=probes,
             leaving=leaving,
+            held=0 if self.lease is None else self.lease.sequence,
+            places=0 if self.lease is None else self.lease.concurrency or 0,
         )
         self._reported_at = now
+        if leaving:
+            # The hub keeps nothing for it from now on, whether its answer arrives or not.
+            self._left, self._expires = True, -math.inf
         return report, since
 
     def _demands(self, now: float) -> list[Demand]:
@@ -304,7 +334,8 @@ class Gate:
 
     def lost(self, since: "_Since", report: Report) -> None:
         """A report did not arrive, or its answer did not: its evidence is told again with the next one. What was
-        returned is gone: better too little than too much.
+        returned is gone, and so is what calls have used less than was reserved: the hub may have heard of it, and twice
+        would be too much.
         """
         mine = self._since
         for key, outcomes in since.outcomes.items():
@@ -315,7 +346,10 @@ class Gate:
         mine.rate_limited += since.rate_limited
         mine.abandoned += since.abandoned
         mine.retries += since.retries
-        mine.settled += since.settled
+        for began, deltas in since.settled:
+            more = {name: delta for name, delta in deltas.items() if delta > 0}
+            if more:
+                mine.settled.append((began, more))
 
     def accept(self, sent_at: float, now: float, lease: Lease, *, told_stop: bool = True) -> dict[str, int]:
         """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing."""
@@ -324,6 +358,7 @@ class Gate:
             return {}
         anew = old is None or lease.epoch != old.epoch or self._safe is not None
         self._safe = None
+        self._left = False
         self.lease = lease
         self._expires = sent_at + lease.lifetime_s
         self._probes = lease.probes
@@ -331,15 +366,22 @@ class Gate:
         self._not_before = max(now + lease.not_before_s, self._stop_until if self._stop_until > now else -math.inf)
         if told_stop:
             self._stop_told = max(self._stop_told, self._stop_until)
-        if lease.permits is None:
+        # Every limited resource has a balance, whatever the lease grants of it: what has none would not be limited.
+        granted = dict.fromkeys(lease.most, 0.0) | (lease.permits or {})
+        if not granted:
             self.balance = None
         elif anew or self.balance is None:
-            self.balance = dict(lease.permits)
+            self._new_balance(granted)
         else:
-            self.balance = added(self.balance, lease.permits)
+            self.balance = added(self.balance, granted)
         for tenant, count in (lease.retries or {}).items():
             self.want_retry(tenant, -count)
         return lease.retries or {}
+
+    def _new_balance(self, balance: dict[str, float]) -> None:
+        """What was taken from the balance before is not given back to this one."""
+        self.balance = balance
+        self._balances += 1
 
     def news(self, now: float, epoch: int, state: str, generation: int, not_before_s: float, why: str) -> bool:
         """What the hub has told everybody, ahead of the next lease; whether it changes anything."""
@@ -362,14 +404,13 @@ class Gate:
         An open breaker stays open, and concurrency stays where it was. A host that never had a lease has no share.
         """
         lease = self.lease
-        if lease is None or now < self._expires:
+        if lease is None or self._left or now < self._expires:
             return
         period_s = lease.period_s
-        if lease.permits is None:
-            self.balance = None
-        else:
+        if self.balance is not None:
             if self._safe is None:
-                self._safe, self.balance = dict.fromkeys(lease.safe or {}, 0.0), dict.fromkeys(lease.permits, 0.0)
+                self._safe = dict.fromkeys(lease.safe or {}, 0.0)
+                self._new_balance(dict.fromkeys(self.balance, 0.0))
                 self._safe_at = max(self._expires, now - period_s)
             for name, rate in (lease.safe or {}).items():
                 most = max(

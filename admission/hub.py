@@ -19,10 +19,12 @@ from admission.split import Deficits, Turns, quantum
 
 SAFE_SHARE: Final = 0.8
 FORGET_S: Final = 30.0
+ANSWER_WITHIN_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
 _SMOOTHING: Final = 0.2
 _REDEFINITIONS: Final = 4096
+_MOST_TOLD: Final = 8
 NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
 
 
@@ -30,6 +32,16 @@ def period_of(dependency: Dependency) -> float:
     """How often hosts come, in seconds: a quarter, or more often where a window is short."""
     shortest = min((limit.window_s for limit in dependency.rate), default=math.inf)
     return min(_LONGEST_PERIOD_S, max(_SHORTEST_PERIOD_S, shortest / 60))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a host was told at a moment: a lease that may be the one that it goes by."""
+
+    sequence: int
+    at: float
+    places: int
+    safe: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -49,6 +61,21 @@ class HostFacts:
     served: float = 0.0
     safe: dict[str, float] = field(default_factory=dict)
     own: BreakerMachine | None = None
+    told: list[Told] = field(default_factory=list)
+
+    @property
+    def most_places(self) -> int:
+        """What it may have under way: an answer that took places away may not have arrived."""
+        return max(self.in_flight, max((each.places for each in self.told), default=0))
+
+    @property
+    def most_safe(self) -> dict[str, float]:
+        """The safe rates that it may go by."""
+        found: dict[str, float] = {}
+        for each in self.told:
+            for name, rate in each.safe.items():
+                found[name] = max(found.get(name, 0.0), rate)
+        return found
 
 
 @dataclass(slots=True)
@@ -83,6 +110,7 @@ class Hub:
         self._turn_at = -math.inf
         self._places: dict[str, int] = {}
         self.told: tuple[object, ...] = ()
+        self.learns_until = -math.inf
         self.redefinitions = 0
 
     @property
@@ -94,14 +122,21 @@ class Hub:
 
     def tick(self, now: float, draw: float) -> None:
         """What happens by itself: breakers that begin to probe, hosts that have gone silent."""
+        self.breaker.has_others = sum(now - host.heard <= self.lifetime_s for host in self.hosts.values()) > 1
         generation = self.breaker.generation
         if self.breaker.tick(now, draw) or self.breaker.generation != generation:
             self._start_anew(now)
         for name, host in list(self.hosts.items()):
             if host.own is not None:
                 host.own.tick(now, draw)
+            safe_since = max(host.assumed, host.told[0].at + self.lifetime_s) if host.told else math.inf
+            if now > safe_since:
+                # It has not taken a lease for so long that it lives on its safe share, or is about to.
+                rates = host.most_safe
+                self.limiter.assume(now, {each: rate * (now - safe_since) for each, rate in rates.items()})
+                host.assumed = now
             silent_s = now - host.heard
-            if silent_s <= self.lifetime_s + 1.0:
+            if silent_s <= self.lifetime_s + ANSWER_WITHIN_S:
                 continue
             if host.out:
                 self.limiter.used(now, host.out)
@@ -109,12 +144,8 @@ class Hub:
             host.demand, host.waiting, host.probes_wanted = {}, {}, 0
             self.retries_waiting.pop(name, None)
             self._deficits.forget(name)
-            if host.safe:
-                # It cannot reach us, or is about to: meanwhile it lives on its safe share.
-                since = max(host.assumed, host.heard + self.lifetime_s)
-                self.limiter.assume(now, {each: rate * (now - since) for each, rate in host.safe.items()})
-                host.assumed = now
-            if silent_s > FORGET_S:
+            if silent_s > FORGET_S and not host.told:
+                # Of others the store knows whether they are dead, or live and cannot reach us (see bury).
                 self.bury(now, name)
 
     def _start_anew(self, now: float) -> None:
@@ -159,10 +190,11 @@ class Hub:
         self.period_s = period_of(dependency)
         self.lifetime_s = max(1.0, 4 * self.period_s)
         self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
-        self.limiter.restore(now, kept, 0.0)
+        # Hosts go on with what they have until they see the next epoch, or until their leases are over.
+        self.limiter.restore(now, kept, None, held_s=self.lifetime_s + ANSWER_WITHIN_S)
         for host in self.hosts.values():
-            # What is out was entered as used by the restoration; hosts drop it when they see the next epoch.
             host.out, host.safe, host.own = {}, {}, None
+            host.told = [Told(-1, each.at, each.places, each.safe) for each in host.told]
         self.redefinitions += 1
         self.breaker.change_policy(dependency.breaker or NEVER)
         if dependency.breaker is None:
@@ -191,7 +223,8 @@ class Hub:
         if host.own is None and self.dependency.breaker is not None:
             host.own = BreakerMachine(self.dependency.breaker, now)
         if report.sequence > host.sequence:
-            host.sequence, host.heard, host.assumed = report.sequence, now, now
+            host.sequence, host.heard = report.sequence, now
+            self._take_note(now, host, report)
             self._take_permits(now, host, report)
             self._take_outcomes(now, host, report)
             self._take_wishes(now, host, report)
@@ -199,8 +232,22 @@ class Hub:
         if report.leaving:
             self._leave(now, report.host, host)
             none = dict.fromkeys(self.limiter.resources, 0.0)
-            return Lease(self.permit_epoch, report.sequence, concurrency=0, permits=none, period_s=self.period_s)
+            return Lease(
+                self.permit_epoch,
+                report.sequence,
+                concurrency=0,
+                permits=none if none else None,
+                period_s=self.period_s,
+                most=self.limiter.most(),
+            )
         return self._lease(now, host, report)
+
+    def _take_note(self, now: float, host: HostFacts, report: Report) -> None:
+        """Which of the leases it was told does the host go by?"""
+        if report.epoch == self.permit_epoch:
+            host.told = [each for each in host.told if each.sequence >= report.held]
+        elif report.epoch and not any(each.places >= report.places for each in host.told):
+            host.told.insert(0, Told(-1, now, report.places, {}))
 
     def _take_permits(self, now: float, host: HostFacts, report: Report) -> None:
         if report.epoch != self.permit_epoch:
@@ -261,7 +308,7 @@ class Hub:
 
     def _leave(self, now: float, name: str, host: HostFacts) -> None:
         self.limiter.give_back(now, host.out)
-        host.out, host.safe = {}, {}
+        host.out, host.safe, host.told = {}, {}, []
         if host.in_flight == 0:
             self.bury(now, name)
 
@@ -298,9 +345,10 @@ class Hub:
                 self._grant(now, report.host, host, report, lease)
         elif host.demand:
             lease.saturated = True
-        self._grant_places(now, report.host, host, lease)
+        self._grant_places(now, report.host, host, lease, report)
         self._grant_retries(now, report, lease)
         self._set_safe(report.host, host, lease)
+        _tell(host, Told(report.sequence, now, lease.concurrency or 0, lease.safe or {}))
         return lease
 
     def _grant(self, now: float, name: str, host: HostFacts, report: Report, lease: Lease) -> None:
@@ -373,7 +421,7 @@ class Hub:
         lease.probes = count
         breaker.probes_given(now, count)
 
-    def _grant_places(self, now: float, name: str, host: HostFacts, lease: Lease) -> None:
+    def _grant_places(self, now: float, name: str, host: HostFacts, lease: Lease, report: Report) -> None:
         total = self.dependency.max_concurrency
         if total is None:
             return
@@ -384,8 +432,12 @@ class Hub:
             spare = max(0, total - sum(wants.values())) // max(1, len(self.hosts))
             self._places = {each: self._places.get(each, 0) + spare for each in self.hosts}
         # What others were told they have until they come and hear of less.
-        others = sum(max(each.places, each.in_flight) for each in self.hosts.values() if each is not host)
-        host.places = lease.concurrency = max(0, min(self._places.get(name, 0), total - others))
+        others = sum(each.most_places for each in self.hosts.values() if each is not host)
+        places = max(0, min(self._places.get(name, 0), total - others))
+        if now < self.learns_until:
+            # Hosts may have been given places that the snapshot does not know of; they are about to say so.
+            places = min(places, report.places)
+        host.places = lease.concurrency = places
         if host.places < host.wanted_places and not lease.scarce:
             lease.scarce = f"{total} calls at once (max_concurrency)"
 
@@ -411,6 +463,15 @@ class Hub:
         weight = host.served / total if total > 0 else 1.0 / len(self.hosts)
         safe: dict[str, float] = {}
         for resource, rate in rates.items():
-            others = sum(each.safe.get(resource, 0.0) for each in self.hosts.values() if each is not host)
+            others = sum(each.most_safe.get(resource, 0.0) for each in self.hosts.values() if each is not host)
             safe[resource] = max(0.0, min(SAFE_SHARE * rate * weight, SAFE_SHARE * rate - others))
         host.safe = lease.safe = safe
+
+
+def _tell(host: HostFacts, told: Told) -> None:
+    """Keeps what a host was told until it has taken a later lease; of many, what they have in common."""
+    if len(host.told) >= _MOST_TOLD:
+        first, second = host.told[:2]
+        safe = {name: max(rate, second.safe.get(name, 0.0)) for name, rate in first.safe.items()}
+        host.told[:2] = [Told(second.sequence, first.at, max(first.places, second.places), second.safe | safe)]
+    host.told.append(told)

@@ -9,7 +9,7 @@ from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import as_plain
 from admission.exchange import RANKS
-from admission.hub import NEVER, HostFacts, Hub, Totals
+from admission.hub import ANSWER_WITHIN_S, NEVER, HostFacts, Hub, Told, Totals
 
 
 def news(hub: Hub, now: float) -> dict[str, Any] | None:
@@ -108,9 +108,7 @@ def snapshot(hub: Hub, now: float) -> dict[str, Any]:
         "limiter": hub.limiter.snapshot(now),
         "breaker": hub.breaker.snapshot(now),
         "budgets": None if hub.budgets is None else hub.budgets.snapshot(now),
-        "hosts": {
-            name: {"safe": host.safe, "places": max(host.places, host.in_flight)} for name, host in hub.hosts.items()
-        },
+        "hosts": {name: {"safe": host.most_safe, "places": host.most_places} for name, host in hub.hosts.items()},
         "totals": asdict(hub.totals),
     }
 
@@ -119,11 +117,14 @@ def restore(hub: Hub, now: float, plain: Mapping[str, Any], gap_s: float) -> Non
     """Goes on from a snapshot that is ``gap_s`` old. What hosts may have done since then is taken to have been
     done, and they keep their places and safe shares until they come or are forgotten.
     """
-    hub.limiter.restore(now, plain["limiter"], gap_s)
+    held_s = hub.lifetime_s + ANSWER_WITHIN_S
+    hub.limiter.restore(now, plain["limiter"], gap_s, held_s)
+    hub.learns_until = now + held_s
     hub.breaker = BreakerMachine.restore(hub.dependency.breaker or NEVER, plain["breaker"], now - gap_s)
     if hub.dependency.retry_budget is not None and plain.get("budgets") is not None:
         hub.budgets = Budgets.restore(hub.dependency.retry_budget, plain["budgets"], now - gap_s)
     for name, facts in plain.get("hosts", {}).items():
         host = hub.hosts[name] = HostFacts(-1, now - hub.lifetime_s, now)
         host.safe, host.places = dict(facts["safe"]), int(facts["places"])
+        host.told = [Told(-1, host.heard, host.places, host.safe)]
     hub.totals = Totals(**plain.get("totals", {}))

@@ -27,7 +27,10 @@ _TINY: Final = 1e-9
 class _Bucket:
     """One limit's pace and ledger."""
 
-    __slots__ = ("_at", "_slots", "amount", "burst", "limit", "outstanding", "rate", "theoretical", "total", "width_s")
+    __slots__ = (
+        "_at", "_inherited", "_inherited_until", "_largest", "_largest_at", "_slots", "amount", "burst", "limit",
+        "outstanding", "rate", "theoretical", "total", "width_s",
+    )  # fmt: skip
 
     def __init__(self, limit: Limit, now: float, period_s: float) -> None:
         self.limit = limit
@@ -42,9 +45,16 @@ class _Bucket:
         # One slot more than a window has: what is in the oldest one may be younger than a window.
         self._slots = [0.0] * (SLOTS + 1)
         self._at = math.floor(now / self.width_s)
+        # Permits of a predecessor: out until nobody can use them any more.
+        self._inherited, self._inherited_until = 0.0, -math.inf
+        # The largest cost above the burst that was lent within the last window.
+        self._largest, self._largest_at = 0.0, -math.inf
 
     def forget(self, now: float) -> None:
         """Drops what is older than the window."""
+        if self._inherited and now >= self._inherited_until:
+            inherited, self._inherited = self._inherited, 0.0
+            self.used(self._inherited_until, inherited)
         at = math.floor(now / self.width_s)
         steps = at - self._at
         if steps <= 0:
@@ -73,6 +83,8 @@ class _Bucket:
 
     def wait_s(self, now: float, cost: float, pace: float) -> float:
         """Seconds until ``cost`` may go: zero when it may now; the pace's and the ledger's, whichever is longer."""
+        if cost <= 0:
+            return 0.0
         needed = min(cost, self.burst)
         paced_s = self.theoretical - now - (self.burst - needed) / (self.rate * pace)
         missing = cost - self.room(now)
@@ -88,6 +100,11 @@ class _Bucket:
         """A permit is out."""
         self.theoretical = max(self.theoretical, now) + cost / (self.rate * pace)
         self.outstanding += cost
+        if cost > self.burst and cost >= self._recent_largest(now):
+            self._largest, self._largest_at = cost, now
+
+    def _recent_largest(self, now: float) -> float:
+        return self._largest if now - self._largest_at <= self.limit.window_s else 0.0
 
     def give_back(self, cost: float, pace: float) -> None:
         """A permit that was not used and never will be."""
@@ -120,19 +137,27 @@ class _Bucket:
         self._slots[at % (SLOTS + 1)] -= given
         self.total -= given
 
-    def snapshot(self) -> list[float]:
-        """The ledger from the oldest slot to the newest."""
-        return [round(self._slots[(self._at - age) % (SLOTS + 1)], 3) for age in range(SLOTS, -1, -1)]
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """The ledger, its slots from the oldest to the newest."""
+        self.forget(now)
+        slots = [round(self._slots[(self._at - age) % (SLOTS + 1)], 3) for age in range(SLOTS, -1, -1)]
+        return {"out": round(self.outstanding, 3), "slots": slots, "largest": self._recent_largest(now)}
 
-    def refill(self, now: float, slots: Sequence[float], out: float, gap_s: float) -> None:
+    def refill(self, now: float, plain: Mapping[str, Any], gap_s: float | None, held_s: float) -> None:
         """Takes a ledger over, ``gap_s`` later. Of the time in between the worst is assumed."""
-        shift = math.floor(gap_s / self.width_s)
-        for age, used in zip(range(SLOTS, -1, -1), slots, strict=False):
+        self.forget(now)
+        shift = math.floor((gap_s or 0.0) / self.width_s)
+        for age, used in zip(range(SLOTS, -1, -1), plain["slots"], strict=False):
             if age + shift <= SLOTS:
                 self._slots[(self._at - age - shift) % (SLOTS + 1)] += used
                 self.total += used
-        worst = 0.0 if gap_s <= 0 else self.burst + self.amount / self.limit.window_s * gap_s
-        self.enter(max(0.0, min(out + worst, self.amount - self.total)))
+        self._largest, self._largest_at = float(plain.get("largest", 0.0)), now
+        burst = self.burst + self._largest
+        worst = 0.0 if gap_s is None else burst + self.amount / self.limit.window_s * gap_s
+        # Its users may still have it: it counts as used from the moment on at which nobody can use it any more.
+        self._inherited = max(0.0, min(float(plain["out"]) + worst, self.amount - self.total))
+        self._inherited_until = now + held_s
+        self.outstanding += self._inherited
 
 
 class RateLimiter:
@@ -216,6 +241,8 @@ class RateLimiter:
         pace = self.pace(now)
         costs = [amount_of(cost, bucket.limit.resource) for bucket in self._buckets]
         for bucket, amount in zip(self._buckets, costs, strict=True):
+            if amount <= 0:
+                continue
             # More than the burst at once is a debt that later calls wait for; the ledger still holds.
             if bucket.room(now) + _TINY < amount or bucket.paced(now, pace) + _TINY < min(amount, bucket.burst):
                 return False
@@ -275,24 +302,26 @@ class RateLimiter:
         """JSON-like data; times relative to now."""
         ledgers = []
         for bucket in self._buckets:
-            bucket.forget(now)
             key = f"{bucket.limit.resource}/{bucket.limit.window_s:g}"
-            ledgers.append({"limit": key, "out": round(bucket.outstanding, 3), "slots": bucket.snapshot()})
+            ledgers.append({"limit": key} | bucket.snapshot(now))
         stopped_s = max(0.0, self.stopped_until - now)
         return {"ledgers": ledgers, "pace": self.pace(now), "stopped_s": stopped_s}
 
-    def restore(self, now: float, plain: Mapping[str, Any], gap_s: float) -> None:
+    def restore(self, now: float, plain: Mapping[str, Any], gap_s: float | None, held_s: float = 0.0) -> None:
         """Goes on from a snapshot that is ``gap_s`` old: what was out then, and all that the limits allow since then,
-        is taken to have been used. Ledgers of limits that are no more are dropped.
+        is taken to be out for ``held_s`` and to be used then: so long hosts may still use permits of before. Ledgers of
+        limits that are no more are dropped. ``gap_s`` is None where nothing has happened since the snapshot.
+
+        One thing a snapshot cannot know: a call that was lent more than the burst after it, and more than any other
+        in the window before.
         """
         ledgers = {ledger["limit"]: ledger for ledger in plain.get("ledgers", ())}
         for bucket in self._buckets:
             ledger = ledgers.get(f"{bucket.limit.resource}/{bucket.limit.window_s:g}")
             if ledger is not None:
-                bucket.forget(now)
-                bucket.refill(now, ledger["slots"], float(ledger["out"]), gap_s)
+                bucket.refill(now, ledger, gap_s, held_s)
         self._pace, self._paced_at = float(plain.get("pace", 1.0)), now
-        stopped_s = float(plain.get("stopped_s", 0.0)) - gap_s
+        stopped_s = float(plain.get("stopped_s", 0.0)) - (gap_s or 0.0)
         if stopped_s > 0:
             self.stopped_until = self._paced_at = now + stopped_s
 

@@ -1,0 +1,339 @@
+"""Hub and gates together: no loss, delay, doubling or death of anybody lets more through than the limits."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hub_world import Faults, HubWorld
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from admission.breaker import BreakerState
+from admission.dependency import Breaker, Dependency, Limit, RetryBudget
+from admission.exchange import Demand, Lease, Outcomes, Report
+from admission.gate import Gate
+from admission.hub import SAFE_SHARE, Hub
+from admission.hub_record import news, restore, snapshot, view
+
+BUDGET = RetryBudget(ratio=0.1, reserve=2, per_second=0.5)
+DEPENDENCIES = [
+    Dependency("d", [Limit("requests", 100, per=10)], breaker=None, max_concurrency=9, retry_budget=BUDGET),
+    Dependency("d", [Limit("requests", 20, per=2)], breaker=None, max_concurrency=7, retry_budget=BUDGET),
+    Dependency("d", [Limit("requests", 12, per=12)], breaker=None, retry_budget=BUDGET),
+    Dependency("d", [Limit("requests", 300, per=60), Limit("input_tokens", 2000, per=20)], breaker=None),
+]
+ALL_FAULTS = Faults(0.01, 0.02, 0.05, 0.05, 6, 5, 8, 8, 5)
+FAULTS = [
+    Faults(lost=0.02, late=0.02, doubled=0.1, undone=0.1),
+    Faults(cut_off_every_s=5, undone=0.05),
+    Faults(lost=0.01, late=0.01, host_dies_every_s=3),
+    Faults(hub_dies_every_s=6),
+    Faults(redefined_every_s=1.5),
+    ALL_FAULTS,
+]
+
+
+def cost(rng: random.Random) -> dict[str, float]:
+    return {"requests": 1.0, "input_tokens": float(rng.choice([10, 20, 90]))}
+
+
+@settings(max_examples=60)
+@given(dependency=st.sampled_from(DEPENDENCIES), faults=st.sampled_from(FAULTS), seed=st.integers(0, 10**6))
+def test_whatever_is_lost_late_doubled_or_dead_the_limits_hold(
+    dependency: Dependency, faults: Faults, seed: int
+) -> None:
+    rate = 4 * dependency.rate[0].amount / dependency.rate[0].window_s + 20
+    world = HubWorld(dependency, faults, rate=rate, seed=seed, cost=cost).run(25.0)
+    for limit in dependency.rate:
+        assert world.worst(limit.resource, limit.window_s) <= limit.amount, limit
+    if dependency.max_concurrency is not None:
+        assert world.most_in_flight <= dependency.max_concurrency
+
+
+@settings(max_examples=10)
+@given(dependency=st.sampled_from(DEPENDENCIES[:3]), seed=st.integers(0, 10**6))
+def test_in_a_world_without_faults_the_limits_are_used(dependency: Dependency, seed: int) -> None:
+    limit = dependency.rate[0]
+    rate = 10 * limit.amount / limit.window_s
+    world = HubWorld(dependency, Faults(), rate=rate, call_s=0.02, seed=seed).run(30.0)
+    assert len(world.uses) >= 0.7 * limit.amount / limit.window_s * 28
+    assert world.worst("requests", limit.window_s) <= limit.amount
+
+
+@settings(max_examples=15)
+@given(faults=st.sampled_from([Faults(), FAULTS[0], FAULTS[1]]), seed=st.integers(0, 10**6))
+def test_retries_are_within_the_budget(faults: Faults, seed: int) -> None:
+    world = HubWorld(DEPENDENCIES[0], faults, rate=100, seed=seed).run(20.0)
+    assert world.retries_granted > 0
+    assert world.retries_granted <= BUDGET.reserve + BUDGET.ratio * world.first_attempts + BUDGET.per_second * 20
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_without_a_hub_all_hosts_together_keep_to_the_safe_share(seed: int) -> None:
+    dependency = Dependency("d", [Limit("requests", 100, per=10)], breaker=None)
+    world = HubWorld(dependency, Faults(lost=0.01), hosts=4, rate=100, seed=seed).run(8.0)
+    world.hub = None
+    world.run(40.0)
+    rate = SAFE_SHARE * 10
+    safely = [moment for moment in world.safe_uses if moment > 10.0]
+    assert 0.5 * rate * 30 <= len(safely) <= rate * 30 + len(world.hosts)
+    assert world.worst("requests", 10) <= 100
+
+
+# The talk of one hub and its hosts, word by word
+
+
+class Talk:
+    """Some gates and a hub whose messages all arrive."""
+
+    def __init__(self, dependency: Dependency, hosts: int = 1) -> None:
+        self.now = 0.0
+        self.hub = Hub(dependency, 1, 0.0)
+        self.gates = [Gate(f"h{number}", 0.0) for number in range(hosts)]
+
+    def exchange(self, number: int = 0, *, heard: bool = True) -> Lease:
+        gate = self.gates[number]
+        report, since = gate.report(self.now)
+        lease = self.hub.exchange(self.now, 0.5, report)
+        if heard:
+            gate.accept(self.now, self.now, lease)
+        else:
+            gate.lost(since, report)
+        return lease
+
+    def turn(self, seconds: float = 0.25) -> None:
+        self.now += seconds
+        for number in range(len(self.gates)):
+            self.exchange(number)
+
+    def fail(self, number: int, count: int) -> None:
+        gate = self.gates[number]
+        for _ in range(count):
+            passage = gate.try_pass(self.now, 2, {"requests": 1.0}, True)
+            assert passage is not None
+            gate.done(self.now, passage, "failed")
+
+    def succeed(self, number: int, count: int) -> None:
+        gate = self.gates[number]
+        for _ in range(count):
+            passage = gate.try_pass(self.now, 2, {"requests": 1.0}, True)
+            assert passage is not None
+            gate.done(self.now, passage, "succeeded")
+
+
+def may_go(gate: Gate, now: float) -> bool:
+    passage = gate.try_pass(now, 2, {"requests": 1.0}, True)
+    if passage is not None:
+        gate.undo(passage)
+    return passage is not None
+
+
+BREAKING = Dependency("d", breaker=Breaker(minimum_calls=4, open_s=1, maximum_open_s=4))
+
+
+def test_one_bad_host_is_stopped_alone_and_the_others_go_on() -> None:
+    talk = Talk(BREAKING, hosts=3)
+    talk.turn()
+    talk.fail(0, 30)
+    talk.succeed(1, 30)
+    talk.succeed(2, 30)
+    talk.turn()
+    assert talk.hub.breaker.state is BreakerState.CLOSED
+    assert [may_go(gate, talk.now) for gate in talk.gates] == [False, True, True]
+    assert "for this host only" in talk.gates[0].hindrance(talk.now).text
+    for _ in range(20):  # it probes by itself, and comes back
+        talk.turn()
+        talk.gates[0].wait(talk.now, 2, {"requests": 1.0}, True, None)
+        talk.exchange(0)
+        while (found := talk.gates[0].next(talk.now)) is not None:
+            talk.gates[0].done(talk.now, found[1], "succeeded")
+    assert may_go(talk.gates[0], talk.now)
+
+
+def test_when_all_fail_all_stop_and_no_more_probes_go_than_the_stage_has() -> None:
+    talk = Talk(BREAKING, hosts=4)
+    talk.turn()
+    for number in range(4):
+        talk.fail(number, 5)
+    talk.turn()
+    talk.turn()
+    assert not any(may_go(gate, talk.now) for gate in talk.gates)
+    talk.now += 1.3
+    for gate in talk.gates:
+        for _ in range(10):
+            gate.wait(talk.now, 2, {"requests": 1.0}, True, None)
+    probes = []
+    for stage in (1, 2, 4):
+        under_way = []
+        for _ in range(3):
+            talk.turn()
+            for gate in talk.gates:
+                while (found := gate.next(talk.now)) is not None:
+                    under_way.append((gate, found[1]))
+        probes.append(len(under_way))
+        assert len(under_way) == stage
+        for gate, passage in under_way:
+            gate.done(talk.now, passage, "succeeded")
+    talk.turn()
+    talk.turn()
+    assert talk.hub.breaker.state is BreakerState.CLOSED
+    assert all(gate.next(talk.now) is not None for gate in talk.gates)
+
+
+def test_news_are_told_once_and_only_when_something_is_new() -> None:
+    talk = Talk(BREAKING)
+    assert news(talk.hub, 0.0) is None
+    talk.hub.command("open", "ann", "maintenance", 0.0)
+    told = news(talk.hub, 0.0)
+    assert told is not None
+    assert (told["state"], told["why"]) == ("open", "maintenance")
+    assert news(talk.hub, 0.1) is None
+    talk.hub.command("close", "ann", "", 0.2)
+    told = news(talk.hub, 0.2)
+    assert told is not None
+    assert told["state"] == "closed"
+    with pytest.raises(ValueError, match="no command"):
+        talk.hub.command("explode", "ann", "", 0.2)
+
+
+def test_a_retry_after_stops_all_hosts_and_is_clamped() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 100, per=1)], maximum_retry_after_s=20), hosts=3)
+    for _ in range(3):
+        for gate in talk.gates:
+            gate.wait(talk.now, 2, {"requests": 1.0}, True, None)
+        talk.turn()
+    talk.gates[0].stop(talk.now, 1e9)
+    talk.exchange(0)
+    talk.exchange(1)
+    assert talk.hub.limiter.stopped_until == pytest.approx(talk.now + 20)
+    assert not may_go(talk.gates[1], talk.now)
+    assert talk.gates[1].hindrance(talk.now).kind == "retry_after"
+    shown = view(talk.hub, talk.now, 1_000_000)
+    assert shown["retry_after"] == {"seconds": 20.0, "at_ms": 1_000_000}
+    assert shown["not_before_ms"] == 1_020_000
+
+
+def test_places_that_were_taken_away_are_given_to_nobody_before_the_host_has_heard_of_it() -> None:
+    talk = Talk(Dependency("d", max_concurrency=4), hosts=2)
+    first, second = talk.gates
+    for _ in range(8):
+        first.wait(0.0, 2, {"requests": 1.0}, True, None)
+    assert talk.exchange(0).concurrency == 4
+    while first.next(0.0) is not None:
+        pass
+    for waiter in list(first.line):
+        first.give_up(waiter)
+    for _ in range(8):
+        second.wait(0.0, 2, {"requests": 1.0}, True, None)
+    for passage_count in range(4):
+        assert first.in_flight == 4 - passage_count
+        first.in_flight -= 1
+    talk.now = 0.3
+    talk.exchange(1)
+    fewer = talk.exchange(0, heard=False).concurrency
+    assert fewer is not None
+    assert fewer < 4
+    assert talk.exchange(1).concurrency == 0, "the other one goes by its four places"
+    talk.exchange(0)
+    assert talk.exchange(1).concurrency == 0, "it has not said that it has heard"
+    for _ in range(3):
+        talk.turn()
+    assert second.lease is not None
+    assert second.lease.concurrency == 4
+
+
+@pytest.mark.parametrize("has_rate", [True, False])
+def test_a_successor_goes_on_where_the_last_hub_was(has_rate: bool) -> None:
+    rate = [Limit("requests", 100, per=10)] if has_rate else []
+    dependency = Dependency("d", rate, breaker=Breaker(minimum_calls=4, open_s=2), max_concurrency=5)
+    talk = Talk(dependency)
+    talk.hub.totals.succeeded = 7
+    for _ in range(5):
+        talk.gates[0].wait(0.0, 2, {"requests": 1.0}, True, None)
+    for _ in range(4):
+        talk.turn()
+        while (found := talk.gates[0].next(talk.now)) is not None:
+            talk.gates[0].done(talk.now, found[1], "failed")
+    assert talk.hub.breaker.state is BreakerState.OPEN
+    plain = json.loads(json.dumps(snapshot(talk.hub, talk.now), allow_nan=False))
+    later = Hub(dependency, 2, 1000.0)
+    restore(later, 1000.0, plain, 0.5)
+    assert later.breaker.state is BreakerState.OPEN
+    assert later.breaker.until is not None
+    assert talk.hub.breaker.until is not None
+    assert later.breaker.until - 1000.0 == pytest.approx(talk.hub.breaker.until - talk.now - 0.5)
+    assert (later.totals.succeeded, later.totals.failed) == (7, talk.hub.totals.failed)
+    assert later.hosts["h0"].most_places == talk.hub.hosts["h0"].most_places
+    if has_rate:
+        (before,), (after,) = talk.hub.limiter.use(talk.now), later.limiter.use(1000.0)
+        assert after["used"] + after["outstanding"] >= before["used"] + before["outstanding"] + 5
+    stranger = later.exchange(1000.0, 0.5, Report("new", 1, demands=[Demand(2, 3, {}, {})]))
+    assert stranger.concurrency == 0, "others may have places that the snapshot does not know of"
+    known = later.exchange(1000.1, 0.5, Report("h0", 9, epoch=4096, in_flight=2, places=4))
+    assert known.concurrency is not None
+    assert known.concurrency <= 4
+
+
+def test_a_host_that_says_nothing_is_taken_to_live_on_its_safe_share_at_once() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 100, per=10)], breaker=None))
+    gate = talk.gates[0]
+    for _ in range(12):
+        gate.wait(talk.now, 2, {"requests": 1.0}, True, None)
+        talk.turn()
+        while gate.next(talk.now) is not None:
+            pass
+    safe = talk.hub.hosts["h0"].most_safe["requests"]
+    assert safe == pytest.approx(SAFE_SHARE * 9.9)
+    before = talk.hub.limiter.use(talk.now)[0]["used"]
+    talk.hub.tick(talk.now + 1.9, 0.5)
+    since = talk.hub.hosts["h0"].told[0].at + talk.hub.lifetime_s
+    assert talk.hub.limiter.use(talk.now + 1.9)[0]["used"] == pytest.approx(before + safe * (talk.now + 1.9 - since))
+    # What it says then is heard, and the time in between is not forgotten.
+    talk.now += 1.9
+    talk.exchange(0)
+    assert talk.hub.limiter.use(talk.now)[0]["used"] >= before + safe * 0.8
+
+
+def test_who_leaves_gives_all_back_and_is_forgotten() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 100, per=10)], max_concurrency=3))
+    gate = talk.gates[0]
+    gate.wait(0.0, 2, {"requests": 1.0}, True, None)
+    talk.turn()
+    assert talk.hub.limiter.use(talk.now)[0]["outstanding"] > 0
+    report, _ = gate.report(talk.now, leaving=True)
+    lease = talk.hub.exchange(talk.now, 0.5, report)
+    gate.accept(talk.now, talk.now, lease)
+    assert talk.hub.hosts == {}
+    assert talk.hub.limiter.use(talk.now)[0]["outstanding"] == 0
+    assert not may_go(gate, talk.now)
+    assert gate.balance is not None
+
+
+def test_another_declaration_keeps_the_ledger_and_takes_no_old_permits_back() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 10, per=10)], breaker=None))
+    for _ in range(30):
+        talk.gates[0].wait(0.0, 2, {"requests": 1.0}, True, None)
+    for _ in range(20):
+        talk.turn()
+    used = talk.hub.limiter.use(talk.now)[0]
+    talk.hub.redefine(Dependency("d", [Limit("requests", 20, per=10)], breaker=None), talk.now)
+    after = talk.hub.limiter.use(talk.now)[0]
+    assert after["used"] + after["outstanding"] == pytest.approx(used["used"] + used["outstanding"])
+    epoch = talk.gates[0].lease.epoch if talk.gates[0].lease else 0
+    talk.exchange(0)
+    assert talk.gates[0].lease is not None
+    assert talk.gates[0].lease.epoch > epoch
+
+
+def test_evidence_of_before_a_transition_says_nothing() -> None:
+    hub = Hub(BREAKING, 1, 0.0)
+    outcomes: list[Any] = [Outcomes(hub.breaker.generation, failed=4)]
+    hub.exchange(0.0, 0.5, Report("a", 1, outcomes=outcomes))
+    assert hub.breaker.state is BreakerState.OPEN
+    hub.command("close", "ann", "", 0.1)
+    hub.exchange(0.2, 0.5, Report("a", 2, outcomes=outcomes))
+    assert hub.breaker.counts(0.2).calls == 0
