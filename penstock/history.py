@@ -195,9 +195,8 @@ def _end(run: RunHistory) -> Iterator[Violation]:
     if (state in TERMINAL) != (run.record.ended_ms is not None):
         yield Violation(run.record.id, "", f"it is {state.value}, and its end is at {run.record.ended_ms}")
     if state in TERMINAL:
-        closed = {entry.step for entry in _finished(run)}
-        for entry in run.journal:
-            if entry.kind == Kind.INTENT and entry.step not in closed:
+        for entry in _last(run):
+            if entry.kind == Kind.INTENT:
                 text = f"nobody can prove whether {entry.name} was applied, yet the run says {state.value}"
                 yield Violation(run.record.id, entry.step, text)
 
@@ -270,6 +269,16 @@ def _witnessed(
         if applied != right:
             says = "happened" if right else "never happened"
             yield Violation(record.id, entry.step, f"the run says that {entry.name} {says}; applied {applied} times")
+    for entry in _last(run):
+        applied = sum(witness.applied for witness in by_key.get(run.key_of(entry), ()))
+        if entry.kind == Kind.CALL and entry.status == Status.OPEN and applied:
+            text = f"the run says that nothing of {entry.name} was under way any more; applied {applied} times"
+            yield Violation(record.id, entry.step, text)
+
+
+def _last(run: RunHistory) -> Iterable[Entry]:
+    """The last entry of each step: it closes those before it, also an intent that was taken back."""
+    return {entry.step: entry for entry in run.journal if entry.kind != Kind.CHECKPOINT}.values()
 
 
 def _happened(entry: Entry) -> bool:

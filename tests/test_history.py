@@ -169,6 +169,41 @@ def test_an_answer_that_cannot_be_used_is_still_an_effect() -> None:
     assert judge(change_run(good(), journal=(*JOURNAL[:2], BAD_RESULT))).holds
 
 
+WAITED = entry("1", Kind.CALL, "pay", Status.OPEN, payload=b"{}", attempts=0)
+TAKEN_BACK = entry("1", Kind.CALL, "pay", Status.OPEN, payload=b"{}", attempts=1)
+
+
+def test_a_call_that_waited_at_a_gate_before_its_intent_is_right() -> None:
+    assert judge(change_run(good(), journal=(JOURNAL[0], WAITED, *JOURNAL[1:]))).holds
+
+
+def test_an_intent_that_was_taken_back_and_made_again_is_right_and_its_attempts_count() -> None:
+    facts = change_run(good(), journal=(*JOURNAL[:2], TAKEN_BACK, *JOURNAL[1:]))
+    assert judge(facts).holds
+    assert judge(change_ledger(facts, 1, requests=2)).holds
+    assert not judge(change_ledger(facts, 1, requests=3)).holds
+
+
+def test_an_intent_that_was_taken_back_proves_that_nothing_happened() -> None:
+    journal = (*JOURNAL[:2], TAKEN_BACK)
+    facts = change_run(good(), journal=journal, state=RunState.CANCELLED, indices=("ended:cancelled",))
+    facts = change_counts(facts, by_state={"succeeded": 1, "cancelled": 1}, steps=3)
+    report = judge(change_ledger(facts, 1, requests=1, applied=0))
+    assert report.holds, str(report)
+
+
+def test_an_intent_that_was_taken_back_and_was_applied_is_found() -> None:
+    journal = (*JOURNAL[:2], TAKEN_BACK)
+    facts = change_run(good(), journal=journal, state=RunState.CANCELLED, indices=("ended:cancelled",))
+    facts = change_counts(facts, by_state={"succeeded": 1, "cancelled": 1}, steps=3)
+    assert not judge(change_ledger(facts, 1, requests=1, applied=1)).holds
+
+
+def test_an_effect_that_is_finished_after_its_intent_was_taken_back_needs_another_one() -> None:
+    journal = (*JOURNAL[:2], TAKEN_BACK, JOURNAL[2])
+    assert not judge(change_run(good(), journal=journal)).holds
+
+
 def test_unknown_is_honest_and_listed() -> None:
     facts = change_run(
         good(), state=RunState.CONFIRMATION_UNKNOWN, journal=JOURNAL[:2], indices=("unknown",), ended_ms=None
