@@ -240,7 +240,7 @@ def test_places_that_were_taken_away_are_given_to_nobody_before_the_host_has_hea
     assert talk.exchange(1).concurrency == 0, "the other one goes by its four places"
     talk.exchange(0)
     assert talk.exchange(1).concurrency == 0, "it has not said that it has heard"
-    for _ in range(3):
+    for _ in range(12):
         talk.turn()
     assert second.lease is not None
     assert second.lease.concurrency == 4
