@@ -16,7 +16,7 @@ from actors.errors import InvalidValue, RateLimited, Rejected, ToolError, descri
 from actors.gatekeeper import Gatekeeper, Postponed
 from actors.invocation import Invocation
 from actors.reservation import ONE_REQUEST, Reservations
-from admission.gate import Passage
+from admission.passage import Passage
 from admission.retry import FailureClass, RetryPolicy
 
 _DEFAULT_RETRY: Final = RetryPolicy()

@@ -18,8 +18,9 @@ from aiolimiter import AsyncLimiter
 from actors.messages import decode_lease, encode_message
 from actors.scope import wake
 from admission.dependency import Dependency
-from admission.gate import Gate, Hindrance, Passage
+from admission.gate import Gate
 from admission.line import Waiter
+from admission.passage import Hindrance, Passage
 
 Link = Callable[[bytes], Awaitable[bytes]]
 """Carries a report to a hub and its lease back; raises when no hub answers."""

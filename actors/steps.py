@@ -22,7 +22,7 @@ from actors.errors import PayloadTooLarge, RunAborted, StepFailed
 from actors.journal import Entry, Kind, Status, decode_error, encode_error
 from actors.scope import SCOPE
 from actors.verdict import unknown
-from admission.gate import Passage
+from admission.passage import Passage
 
 if TYPE_CHECKING:
     from actors.engine import RunEngine

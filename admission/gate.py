@@ -6,57 +6,17 @@ without a lease a call waits, and when no hub answers, the host lives on a safe 
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from admission.exchange import RANKS, Demand, Lease, Outcomes, Report, added
 from admission.limiter import amount_of
 from admission.line import Line, Waiter
+from admission.passage import Hindrance, Passage, Since
 
 FORESEEN: Final = len(RANKS)
 _TINY: Final = 1e-9
 _MEMORY: Final = 0.3
 _AHEAD: Final = 1.25
-
-
-@dataclass(slots=True, eq=False)
-class Passage:
-    """A call under way: under which generations it was let through, what was reserved for it, out of which balance
-    (they are numbered), and which report was the last before it.
-    """
-
-    generation: int
-    own: int
-    began: float
-    cost: dict[str, float]
-    is_probe: bool = False
-    balance: int = 0
-    reported: int = 0
-    over: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hindrance:
-    """What holds a call back: ``kind`` (limit, breaker, retry_after, concurrency, hub), in words, and for how long as
-    far as anybody knows (None: until something changes, any moment; infinite: until an operator says so).
-    """
-
-    kind: str
-    text: str
-    for_s: float | None
-
-
-@dataclass(slots=True)
-class _Since:
-    """What has happened since the last report that the hub has answered."""
-
-    outcomes: dict[tuple[int, int], Outcomes] = field(default_factory=dict)
-    rate_limited: int = 0
-    retries: int = 0
-    abandoned: int = 0
-    calls: dict[str, int] = field(default_factory=dict)
-    settled: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    retries_returned: dict[str, int] = field(default_factory=dict)
 
 
 class Gate:
@@ -83,7 +43,7 @@ class Gate:
         self._left = False
         self._sequence = 0
         self._reported_at = now
-        self._since = _Since()
+        self._since = Since()
         self._arrivals = 0
         self._foreseen = 0.0
         self._mean: dict[str, float] = {}
@@ -257,14 +217,14 @@ class Gate:
         """Whether coming early would bring nothing."""
         return self.lease is not None and self.lease.saturated
 
-    def report(self, now: float, *, leaving: bool = False) -> tuple[Report, "_Since"]:
+    def report(self, now: float, *, leaving: bool = False) -> tuple[Report, Since]:
         """What to tell the hub; and, to be given to :meth:`lost`, what must be told again when it does not arrive."""
         elapsed_s = max(now - self._reported_at, 1e-3)
         period_s = 0.25 if self.lease is None else self.lease.period_s
         weight = 1.0 - (1.0 - _MEMORY) ** min(10.0, elapsed_s / period_s)
         self._foreseen += weight * (self._arrivals / elapsed_s * period_s - self._foreseen)
         self._arrivals, self._sequence = 0, self._sequence + 1
-        since, self._since = self._since, _Since()
+        since, self._since = self._since, Since()
         if now >= self._expires and self.balance is not None and self._safe is None:
             self._new_balance(dict.fromkeys(self.balance, 0.0))
         demands = [] if leaving else self._demands(now)
@@ -332,7 +292,7 @@ class Gate:
                 balance[name] = keep
         return returned
 
-    def lost(self, since: "_Since", report: Report) -> None:
+    def lost(self, since: Since, report: Report) -> None:
         """A report did not arrive, or its answer did not: its evidence is told again with the next one. What was
         returned is gone, and so is what calls have used less than was reserved: the hub may have heard of it, and twice
         would be too much.

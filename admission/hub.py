@@ -7,13 +7,13 @@ be doing is assumed. So neither a lost message nor a lost host nor a lost hub le
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import Breaker, Dependency
 from admission.exchange import RANKS, Lease, Report, added
+from admission.hub_hosts import HostFacts, Told, Totals
 from admission.limiter import RateLimiter, amount_of
 from admission.split import Deficits, Turns, quantum
 
@@ -24,7 +24,6 @@ _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
 _SMOOTHING: Final = 0.2
 _REDEFINITIONS: Final = 4096
-_MOST_TOLD: Final = 8
 NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
 
 
@@ -32,62 +31,6 @@ def period_of(dependency: Dependency) -> float:
     """How often hosts come, in seconds: a quarter, or more often where a window is short."""
     shortest = min((limit.window_s for limit in dependency.rate), default=math.inf)
     return min(_LONGEST_PERIOD_S, max(_SHORTEST_PERIOD_S, shortest / 60))
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a host was told at a moment: a lease that may be the one that it goes by."""
-
-    sequence: int
-    at: float
-    places: int
-    safe: dict[str, float]
-
-
-@dataclass(slots=True)
-class HostFacts:
-    """What the hub knows of one host."""
-
-    sequence: int
-    heard: float
-    assumed: float
-    out: dict[str, float] = field(default_factory=dict)
-    demand: dict[int, float] = field(default_factory=dict)
-    waiting: dict[int, float] = field(default_factory=dict)
-    probes_wanted: int = 0
-    in_flight: int = 0
-    wanted_places: int = 0
-    places: int = 0
-    served: float = 0.0
-    safe: dict[str, float] = field(default_factory=dict)
-    own: BreakerMachine | None = None
-    told: list[Told] = field(default_factory=list)
-
-    @property
-    def most_places(self) -> int:
-        """What it may have under way: an answer that took places away may not have arrived."""
-        return max(self.in_flight, max((each.places for each in self.told), default=0))
-
-    @property
-    def most_safe(self) -> dict[str, float]:
-        """The safe rates that it may go by."""
-        found: dict[str, float] = {}
-        for each in self.told:
-            for name, rate in each.safe.items():
-                found[name] = max(found.get(name, 0.0), rate)
-        return found
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts since the hub's dependency was first seen."""
-
-    succeeded: int = 0
-    failed: int = 0
-    slow: int = 0
-    rate_limited: int = 0
-    retries: int = 0
-    abandoned: int = 0
 
 
 class Hub:
@@ -348,7 +291,7 @@ class Hub:
         self._grant_places(now, report.host, host, lease, report)
         self._grant_retries(now, report, lease)
         self._set_safe(report.host, host, lease)
-        _tell(host, Told(report.sequence, now, lease.concurrency or 0, lease.safe or {}))
+        host.tell(Told(report.sequence, now, lease.concurrency or 0, lease.safe or {}))
         return lease
 
     def _grant(self, now: float, name: str, host: HostFacts, report: Report, lease: Lease) -> None:
@@ -466,12 +409,3 @@ class Hub:
             others = sum(each.most_safe.get(resource, 0.0) for each in self.hosts.values() if each is not host)
             safe[resource] = max(0.0, min(SAFE_SHARE * rate * weight, SAFE_SHARE * rate - others))
         host.safe = lease.safe = safe
-
-
-def _tell(host: HostFacts, told: Told) -> None:
-    """Keeps what a host was told until it has taken a later lease; of many, what they have in common."""
-    if len(host.told) >= _MOST_TOLD:
-        first, second = host.told[:2]
-        safe = {name: max(rate, second.safe.get(name, 0.0)) for name, rate in first.safe.items()}
-        host.told[:2] = [Told(second.sequence, first.at, max(first.places, second.places), second.safe | safe)]
-    host.told.append(told)

@@ -9,7 +9,8 @@ from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import as_plain
 from admission.exchange import RANKS
-from admission.hub import ANSWER_WITHIN_S, NEVER, HostFacts, Hub, Told, Totals
+from admission.hub import ANSWER_WITHIN_S, NEVER, Hub
+from admission.hub_hosts import HostFacts, Told, Totals
 
 
 def news(hub: Hub, now: float) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from typing import Final
 
 from admission.dependency import Dependency, Limit
 from admission.exchange import RANKS
-from admission.gate import Gate, Passage
+from admission.gate import Gate
 from admission.hub import Hub
+from admission.passage import Passage
 
 _NORMAL: Final = RANKS.index("normal")
 _COST: Final = {"requests": 1.0}

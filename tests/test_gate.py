@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admission.exchange import Lease, Outcomes
-from admission.gate import Gate, Passage
+from admission.gate import Gate
+from admission.passage import Passage
 
 ONE = {"requests": 1.0}
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from admission.dependency import Dependency
 from admission.exchange import RANKS, Lease
-from admission.gate import Gate, Passage
+from admission.gate import Gate
 from admission.hub import ANSWER_WITHIN_S, Hub
 from admission.hub_record import restore, snapshot
+from admission.passage import Passage
 
 
 @dataclass(frozen=True)
