@@ -1,0 +1,72 @@
+"""What a hub knows of each host, and what it has counted. Data of :mod:`admission.hub`."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from admission.breaker import BreakerMachine
+
+_MOST_TOLD: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a host was told at a moment: a lease that may be the one that it goes by."""
+
+    sequence: int
+    at: float
+    places: int
+    safe: dict[str, float]
+
+
+@dataclass(slots=True)
+class HostFacts:
+    """What the hub knows of one host."""
+
+    sequence: int
+    heard: float
+    assumed: float
+    out: dict[str, float] = field(default_factory=dict)
+    demand: dict[int, float] = field(default_factory=dict)
+    waiting: dict[int, float] = field(default_factory=dict)
+    probes_wanted: int = 0
+    in_flight: int = 0
+    wanted_places: int = 0
+    places: int = 0
+    served: float = 0.0
+    safe: dict[str, float] = field(default_factory=dict)
+    own: BreakerMachine | None = None
+    told: list[Told] = field(default_factory=list)
+
+    @property
+    def most_places(self) -> int:
+        """What it may have under way: an answer that took places away may not have arrived."""
+        return max(self.in_flight, max((each.places for each in self.told), default=0))
+
+    @property
+    def most_safe(self) -> dict[str, float]:
+        """The safe rates that it may go by."""
+        found: dict[str, float] = {}
+        for each in self.told:
+            for name, rate in each.safe.items():
+                found[name] = max(found.get(name, 0.0), rate)
+        return found
+
+    def tell(self, told: Told) -> None:
+        """Keeps what it was told until it has taken a later lease; of many, what they have in common."""
+        if len(self.told) >= _MOST_TOLD:
+            first, second = self.told[:2]
+            safe = {name: max(rate, second.safe.get(name, 0.0)) for name, rate in first.safe.items()}
+            self.told[:2] = [Told(second.sequence, first.at, max(first.places, second.places), second.safe | safe)]
+        self.told.append(told)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the hub's dependency was first seen."""
+
+    succeeded: int = 0
+    failed: int = 0
+    slow: int = 0
+    rate_limited: int = 0
+    retries: int = 0
+    abandoned: int = 0

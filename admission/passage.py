@@ -1,0 +1,45 @@
+"""Calls under way at a gate, what holds others back, and what is to be told of both. Data of :mod:`admission.gate`."""
+
+from dataclasses import dataclass, field
+
+from admission.exchange import Outcomes
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """A call under way: under which generations it was let through, what was reserved for it, out of which balance
+    (they are numbered), and which report was the last before it.
+    """
+
+    generation: int
+    own: int
+    began: float
+    cost: dict[str, float]
+    is_probe: bool = False
+    balance: int = 0
+    reported: int = 0
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hindrance:
+    """What holds a call back: ``kind`` (limit, breaker, retry_after, concurrency, hub), in words, and for how long as
+    far as anybody knows (None: until something changes, any moment; infinite: until an operator says so).
+    """
+
+    kind: str
+    text: str
+    for_s: float | None
+
+
+@dataclass(slots=True)
+class Since:
+    """What has happened since the last report that the hub has answered."""
+
+    outcomes: dict[tuple[int, int], Outcomes] = field(default_factory=dict)
+    rate_limited: int = 0
+    retries: int = 0
+    abandoned: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
+    settled: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    retries_returned: dict[str, int] = field(default_factory=dict)
