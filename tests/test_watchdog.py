@@ -21,7 +21,7 @@ from actors.watchdog import EXIT_CODE
 from cluster.lifecycle import RunState
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"loop_block_warn_s": 0.4, "loop_block_limit_s": 1.6}
+SMALL: dict[str, Any] = {"loop_block_warn_s": 0.4, "loop_block_limit_s": 1.6}
 
 HOST = """
 import asyncio, logging, sys
