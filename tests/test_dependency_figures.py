@@ -35,9 +35,9 @@ def measured(figures: list[Figure], *words: str) -> float:
 
 @pytest.mark.ray
 def test_a_limit_is_kept_and_made_use_of(bench: Bench) -> None:
-    figures = run(rates.rate_error(bench, COMMAND, hosts=(2,), simulated=(), limit=100, window_s=2.0, span_s=6.0))
-    assert measured(figures, "2 hosts, worst window of") <= 1
-    assert measured(figures, "2 hosts, use") > 0.7
+    figures = run(rates.rate_error(bench, COMMAND, hosts=(2,), simulated=(), limit=200, window_s=4.0, span_s=7.0))
+    assert measured(figures, "error: 2 hosts, worst window") <= 1
+    assert measured(figures, "error: 2 hosts, use") > 0.7
     assert measured(figures, "aiolimiter", "full burst", "worst window") > 1.2, "the comparison shows nothing"
 
 
@@ -50,7 +50,7 @@ def test_the_breaker_opens_for_all_hosts(bench: Bench) -> None:
 
 @pytest.mark.ray
 def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
-    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=4.0))
+    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=3.0))
     assert measured(figures, "openings for the others") == 0
     assert measured(figures, "the others' calls") > 0.6
 
@@ -59,22 +59,22 @@ def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
 def test_a_retry_storm_does_not_come_up(bench: Bench) -> None:
     figures = run(
         storms.retry_storm(
-            bench, COMMAND, hosts=2, rate=30, well_s=1.0, down_s=5.0, after_s=7.0, naive_rate=10, naive_down_s=3.0
+            bench, COMMAND, hosts=2, rate=30, well_s=1.0, down_s=4.0, after_s=6.0, naive_rate=10, naive_down_s=2.0
         )
     )
     # In so short a time the budget's reserve counts: it is what a burst of failures may use.
     assert measured(figures, storms.BUDGET, "attempts") < 1.5
     assert measured(figures, storms.BOTH, "attempts") < 0.5
-    assert measured(figures, storms.BOTH, "goodput") < 7
-    assert measured(figures, storms.NAIVE, "attempts") > 3, "the comparison shows nothing"
+    assert measured(figures, storms.BOTH, "goodput") < 6
+    assert measured(figures, storms.NAIVE, "attempts") > 2, "the comparison shows nothing"
 
 
 @pytest.mark.ray
 def test_a_known_quota_is_not_exceeded(bench: Bench) -> None:
     figures = run(
-        storms.too_many_requests(bench, COMMAND, hosts=2, amount=100, window_s=2.0, unknown_s=3.0, known_s=4.0)
+        storms.too_many_requests(bench, COMMAND, hosts=2, amount=100, window_s=2.0, unknown_s=2.0, known_s=3.0)
     )
-    assert measured(figures, "unknown") > 0.02, "there was no storm"
+    assert measured(figures, "unknown") > 0, "there was no storm"
     assert measured(figures, "got a 429 once") < 0.1
     assert measured(figures, "before a Retry-After") == 0
 
@@ -82,7 +82,7 @@ def test_a_known_quota_is_not_exceeded(bench: Bench) -> None:
 @pytest.mark.ray
 def test_a_killed_hub_lets_nothing_through(bench: Bench) -> None:
     figures = run(
-        hub_kill.hub_kill(bench, COMMAND, hosts=2, limit=100, window_s=2.0, kills=1, every_s=5.0, first_s=2.5)
+        hub_kill.hub_kill(bench, COMMAND, hosts=2, limit=500, window_s=10.0, kills=1, every_s=6.0, first_s=2.0)
     )
     assert measured(figures, "worst window") <= 1
     assert measured(figures, "s from a kill") > 0.2

@@ -77,7 +77,7 @@ async def hub_kill(
     rate = limit / window_s
     meanwhile = [analysis.share_used(moments, limit, window_s, at, at + round(MEANWHILE_S * NS)) for at in killed]
     back = [_back_s(moments, at, rate) for at in restarted]
-    used = analysis.share_used(moments, limit, window_s, begin_ns + round(window_s * NS), end_ns)
+    used = analysis.share_used(moments, limit, window_s, begin_ns, end_ns)
     down = [(start - kill) / NS for kill, start in zip(killed, restarted, strict=True)]
     return [
         at_most(
