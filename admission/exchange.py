@@ -55,7 +55,7 @@ class Report:
         in_flight: calls under way.
         outcomes: since the last report.
         rate_limited, retries, abandoned: counts since the last report.
-        settled: (seconds since it was reported as used, actual minus reserved by resource).
+        settled: (the first report that told of the use, actual minus reserved by resource).
         stop_s: the longest Retry-After that is still in force, in seconds from now.
         calls: first attempts since the last report, by tenant.
         retries_wanted: retries that wait for the budget, by tenant.
@@ -78,7 +78,7 @@ class Report:
     rate_limited: int = 0
     retries: int = 0
     abandoned: int = 0
-    settled: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    settled: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     stop_s: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
     retries_wanted: dict[str, int] = field(default_factory=dict)

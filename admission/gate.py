@@ -129,7 +129,7 @@ class Gate:
         else:
             # The hub has entered it as used: it takes it out again, and gives it to whoever is next.
             unused = {name: -amount_of(passage.cost, name) for name in self.balance}
-            self._since.settled.append((passage.began, unused))
+            self._since.settled.append((passage.reported + 1, unused))
 
     def _give_probe_back(self, passage: Passage) -> None:
         """A probe that said nothing of the dependency: another call may go in its place."""
@@ -182,8 +182,8 @@ class Gate:
                 if abs(amount - amount_of(passage.cost, name)) > _TINY
             }
             if deltas:
-                # Not older than the report that told of it: what is not reported yet is settled with the next one.
-                since.settled.append((passage.began, deltas))
+                # What is not reported yet is told and settled by the same report.
+                since.settled.append((passage.reported + 1, deltas))
 
     def stop(self, now: float, seconds: float) -> None:
         """The other side asked to be left alone: this host stops at once, and tells the hub."""
@@ -243,7 +243,7 @@ class Gate:
             rate_limited=since.rate_limited,
             retries=since.retries,
             abandoned=since.abandoned,
-            settled=[(max(0.0, now - began), deltas) for began, deltas in since.settled],
+            settled=since.settled,
             stop_s=max(0.0, self._stop_until - now) if self._stop_until > self._stop_told else 0.0,
             calls=since.calls,
             retries_wanted={tenant: count for tenant, count in self._retries_wanted.items() if count},
@@ -306,10 +306,10 @@ class Gate:
         mine.rate_limited += since.rate_limited
         mine.abandoned += since.abandoned
         mine.retries += since.retries
-        for began, deltas in since.settled:
+        for told_by, deltas in since.settled:
             more = {name: delta for name, delta in deltas.items() if delta > 0}
             if more:
-                mine.settled.append((began, more))
+                mine.settled.append((told_by, more))
 
     def accept(self, sent_at: float, now: float, lease: Lease, *, told_stop: bool = True) -> dict[str, int]:
         """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing."""

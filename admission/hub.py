@@ -197,6 +197,7 @@ class Hub:
             # Permits of an earlier hub: its successor has taken them for used.
             self.limiter.used(now, host.out)
             host.out = {}
+            host.entered.clear()
             return
         back = {name: min(amount, host.out.get(name, 0.0)) for name, amount in report.returned.items()}
         self.limiter.give_back(now, back)
@@ -206,8 +207,9 @@ class Hub:
         used = added(added(host.out, back, -1.0), left, -1.0)
         self.limiter.used(now, used)
         host.out = left
-        for age_s, deltas in report.settled:
-            self.limiter.settle(now, age_s, deltas)
+        host.entered.append((report.sequence, now))
+        for told_by, deltas in report.settled:
+            self.limiter.settle(now, host.entered_at(told_by), deltas)
 
     def _take_outcomes(self, now: float, host: HostFacts, report: Report) -> None:
         totals = self.totals
@@ -310,9 +312,13 @@ class Hub:
         for each in demands:
             share = limiter.share(each.cost)
             fits = each.calls if share <= 0 else min(each.calls, allowance / share + 1e-9)
-            count = math.floor(min(fits, self._possible(now, each.cost)) + 1e-9)
+            # Whoever was given more than it was owed owes, and gets nothing.
+            count = max(0, math.floor(min(fits, self._possible(now, each.cost)) + 1e-9))
             take = self._vector(each.cost, count)
-            if count == 0 and each.calls >= 1 and allowance + 1e-9 >= limiter.share(each.largest):
+            is_owed = allowance + 1e-9 >= limiter.share(each.largest)
+            # What is larger than the pace ever lets out at once would take many turns to save for, and lose the rest.
+            is_next = part > 0 and limiter.is_large(each.largest) and self._deficits.leads(name, wanted)
+            if count == 0 and each.calls >= 1 and (is_owed or is_next):
                 # One call may be more than the pace lets out at once: the limiter lends, and others wait for it.
                 count, take, share = 1, self._vector(each.largest, 1), limiter.share(each.largest)
             if count == 0 or not limiter.take(now, take):

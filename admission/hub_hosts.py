@@ -1,11 +1,15 @@
 """What a hub knows of each host, and what it has counted. Data of :mod:`admission.hub`."""
 
+import math
+from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 from admission.breaker import BreakerMachine
 
 _MOST_TOLD: Final = 8
+_MOST_ENTERED: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ class HostFacts:
     safe: dict[str, float] = field(default_factory=dict)
     own: BreakerMachine | None = None
     told: list[Told] = field(default_factory=list)
+    entered: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_MOST_ENTERED))
+
+    def entered_at(self, sequence: int) -> float:
+        """When what a report told was entered as used: with it, or with the first one after it that arrived. The
+        beginning of time where nobody knows any more: then nothing is given back.
+        """
+        if not self.entered or sequence < self.entered[0][0]:
+            return -math.inf
+        place = bisect_left(self.entered, sequence, key=lambda each: each[0])
+        return self.entered[min(place, len(self.entered) - 1)][1]
 
     @property
     def most_places(self) -> int:

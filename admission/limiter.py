@@ -122,16 +122,16 @@ class _Bucket:
         self._slots[self._at % (SLOTS + 1)] += cost
         self.total += cost
 
-    def settle(self, now: float, age_s: float, delta: float, pace: float) -> None:
-        """A call that was entered ``age_s`` ago has used more or less than was reserved for it."""
+    def settle(self, now: float, entered: float, delta: float, pace: float) -> None:
+        """A call that was entered at that moment has used more or less than was reserved for it."""
         self.forget(now)
         self.theoretical += delta / (self.rate * pace)
         if delta >= 0:
             self.enter(delta)
             return
-        at = math.floor((now - age_s) / self.width_s)
-        if at < self._at - SLOTS:
+        if entered <= now - self.limit.window_s:
             return  # it is no part of this window any more
+        at = math.floor(entered / self.width_s)
         # Never in a younger slot than it was entered: that would leave room when the older one is dropped.
         given = min(-delta, self._slots[at % (SLOTS + 1)])
         self._slots[at % (SLOTS + 1)] -= given
@@ -204,6 +204,10 @@ class RateLimiter:
             found[bucket.limit.resource] = min(found.get(bucket.limit.resource, math.inf), bucket.amount)
         return found
 
+    def is_large(self, cost: Cost) -> bool:
+        """Whether a call takes more of something than the pace ever lets out at once."""
+        return any(amount_of(cost, each.limit.resource) > each.burst for each in self._buckets)
+
     def available(self, now: float) -> dict[str, float]:
         """What could go now, by resource."""
         found: dict[str, float] = {}
@@ -268,11 +272,11 @@ class RateLimiter:
             bucket.take(now, amounts.get(bucket.limit.resource, 0.0), pace)
             bucket.used(now, amounts.get(bucket.limit.resource, 0.0))
 
-    def settle(self, now: float, age_s: float, deltas: Mapping[str, float]) -> None:
-        """Corrects what was reserved for calls that were entered ``age_s`` ago: actual minus reserved, by resource."""
+    def settle(self, now: float, entered: float, deltas: Mapping[str, float]) -> None:
+        """Corrects what was reserved for calls that were entered as used then: actual minus reserved, by resource."""
         pace = self.pace(now)
         for bucket in self._buckets:
-            bucket.settle(now, age_s, deltas.get(bucket.limit.resource, 0.0), pace)
+            bucket.settle(now, entered, deltas.get(bucket.limit.resource, 0.0), pace)
 
     def rates(self) -> dict[str, float]:
         """Units a second, by resource, that the limits allow over time."""

@@ -41,5 +41,5 @@ class Since:
     retries: int = 0
     abandoned: int = 0
     calls: dict[str, int] = field(default_factory=dict)
-    settled: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    settled: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     retries_returned: dict[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) over the dominant sha
 time, and loses it when it wants nothing any more. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 _TINY: Final = 1e-12
@@ -46,6 +46,11 @@ class Deficits:
     def served(self, host: str, amount: float) -> None:
         """The host was given this much; less than nothing when one whole call was more than it was owed."""
         self._owed[host] = self._owed.get(host, 0.0) - amount
+
+    def leads(self, host: str, others: Iterable[str]) -> bool:
+        """Whether nobody of the others is owed more: then the round goes on to the host that a large call waits at."""
+        owed = self._owed.get(host, 0.0)
+        return all(self._owed.get(other, 0.0) <= owed for other in others)
 
     def forget(self, host: str) -> None:
         """The host wants nothing, or is gone."""

@@ -288,7 +288,8 @@ def test_a_host_that_says_nothing_is_taken_to_live_on_its_safe_share_at_once() -
             pass
     safe = talk.hub.hosts["h0"].most_safe["requests"]
     assert safe == pytest.approx(SAFE_SHARE * 9.9)
-    before = talk.hub.limiter.use(talk.now)[0]["used"]
+    # What it has is used by then, too.
+    before = sum(talk.hub.limiter.use(talk.now)[0][part] for part in ("used", "outstanding"))
     talk.hub.tick(talk.now + 1.9, 0.5)
     since = talk.hub.hosts["h0"].told[0].at + talk.hub.lifetime_s
     assert talk.hub.limiter.use(talk.now + 1.9)[0]["used"] == pytest.approx(before + safe * (talk.now + 1.9 - since))
@@ -322,7 +323,7 @@ def test_another_declaration_keeps_the_ledger_and_takes_no_old_permits_back() ->
     used = talk.hub.limiter.use(talk.now)[0]
     talk.hub.redefine(Dependency("d", [Limit("requests", 20, per=10)], breaker=None), talk.now)
     after = talk.hub.limiter.use(talk.now)[0]
-    assert after["used"] + after["outstanding"] == pytest.approx(used["used"] + used["outstanding"])
+    assert after["used"] + after["outstanding"] == pytest.approx(used["used"] + used["outstanding"], abs=0.05)
     epoch = talk.gates[0].lease.epoch if talk.gates[0].lease else 0
     talk.exchange(0)
     assert talk.gates[0].lease is not None
