@@ -338,3 +338,26 @@ def test_evidence_of_before_a_transition_says_nothing() -> None:
     hub.command("close", "ann", "", 0.1)
     hub.exchange(0.2, 0.5, Report("a", 2, outcomes=outcomes))
     assert hub.breaker.counts(0.2).calls == 0
+
+
+def test_what_a_host_had_that_is_buried_counts_as_used() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 100, per=10)], breaker=None))
+    talk.gates[0].wait(0.0, 2, {"requests": 1.0}, True, None)
+    talk.turn()
+    granted = talk.hub.limiter.use(talk.now)[0]["outstanding"]
+    assert granted >= 1
+    talk.hub.bury(talk.now, "h0")
+    after = talk.hub.limiter.use(talk.now)[0]
+    assert (after["outstanding"], after["used"]) == (0.0, granted)
+
+
+def test_after_a_restart_no_places_are_given_before_hosts_have_said_what_they_have() -> None:
+    dependency = Dependency("d", max_concurrency=5)
+    later = Hub(dependency, 2, 100.0)
+    restore(later, 100.0, snapshot(Hub(dependency, 1, 0.0), 0.0), 0.2)
+    wish = [Demand(2, 9, {"requests": 1.0}, {"requests": 1.0})]
+    assert later.exchange(100.1, 0.5, Report("a", 1, demands=wish)).concurrency == 0
+    assert later.exchange(100.2, 0.5, Report("b", 7, epoch=4096, demands=wish, places=2)).concurrency == 2
+    given_to = later.exchange(later.learns_until + 0.3, 0.5, Report("a", 2, epoch=8192, held=1, demands=wish))
+    assert given_to.concurrency is not None
+    assert 1 <= given_to.concurrency <= 3
