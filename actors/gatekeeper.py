@@ -26,6 +26,7 @@ Link = Callable[[bytes], Awaitable[bytes]]
 """Carries a report to a hub and its lease back; raises when no hub answers."""
 
 WORTH_POSTPONING_S: Final = 3.0
+_SAFE_STEP_S: Final = 0.1
 _EARLIEST_S: Final = 0.01
 _ANSWER_WITHIN_S: Final = 1.0
 _PATIENCE_PERIODS: Final = 4
@@ -255,7 +256,7 @@ class Gatekeeper:
         try:
             while quiet < _PATIENCE_PERIODS:
                 quiet = quiet + 1 if self.gate.idle else 0
-                await self._exchange()
+                await self._exchange_while_living()
                 lease = self.gate.lease
                 period_s = 0.25 if lease is None else lease.period_s
                 if not self._hub_answers:
@@ -288,6 +289,18 @@ class Gatekeeper:
         too_early_s = self._asked_at + _EARLIEST_S - self._loop.time()
         if too_early_s > 0:
             await asyncio.sleep(too_early_s)
+
+    async def _exchange_while_living(self) -> None:
+        """The exchange; where the answer takes long, what is safe goes meanwhile, as soon as the lease is over."""
+        exchange = asyncio.Task(self._exchange(), loop=self._loop)
+        try:
+            while not (await asyncio.wait((exchange,), timeout=_SAFE_STEP_S))[0]:
+                self.gate.live_safely(self._loop.time())
+                self._let_go()
+        except BaseException:
+            exchange.cancel()
+            raise
+        exchange.result()
 
     async def _exchange(self, *, leaving: bool = False) -> None:
         sent_at = self._asked_at = self._loop.time()

@@ -30,8 +30,9 @@ class BudgetLedger:
     """The retries that one tenant may make against one dependency: a token bucket. `now` is monotonic, in seconds.
 
     The law: in any interval, retries taken (less those given back) are at most what was kept at its begin + ``ratio`` *
-    calls in it + ``per_second`` * its length. Kept are at most ``reserve``, or ``ratio`` * the calls of the last ten
-    seconds where that is more: where both are below one, there is no retry.
+    calls in it + ``per_second`` * its length; the latter only while fewer calls than that pay in. Kept are at most
+    ``reserve``, or ``ratio`` * the calls of the last ten seconds where that is more: where both are below one, there is
+    no retry.
 
     Attributes:
         policy: what was declared.
@@ -141,10 +142,20 @@ class BudgetLedger:
         before = now if self._settled_at is None else self._settled_at
         self._settled_at = at = max(before, now)
         oldest = floor(at / SLOT_S) - SLOTS + 1
+        trickled = 0.0
         while self._slots and self._slots[0][0] < oldest:
+            drops_out_at = max(before, (self._slots[0][0] + SLOTS) * SLOT_S)
+            trickled += self._trickle * (drops_out_at - before)
+            before = drops_out_at
             self._recent -= self._slots.popleft()[1]
-        self._keep(self._kept + self.policy.per_second * (at - before))
+        self._keep(self._kept + trickled + self._trickle * (at - before))
         return at
+
+    @property
+    def _trickle(self) -> float:
+        """Retries a second that come by themselves: for callers whose calls pay in less, and not on top of more."""
+        policy = self.policy
+        return policy.per_second if policy.ratio * self._recent < policy.per_second * SLOTS * SLOT_S else 0.0
 
     def _keep(self, retries: float) -> None:
         self._kept = min(retries, max(self.policy.reserve, self.policy.ratio * self._recent))

@@ -108,8 +108,8 @@ class Breaker:
 class RetryBudget:
     """How many retries all callers of one tenant may make together, so that retries cannot become the load.
 
-    Each first attempt pays in ``ratio`` of a retry, and ``per_second`` trickles in; at most ``reserve`` retries, or
-    what ten seconds of calls pay in, are kept.
+    Each first attempt pays in ``ratio`` of a retry; where calls are so few that they pay in less than ``per_second``,
+    that trickles in. At most ``reserve`` retries, or what ten seconds of calls pay in, are kept.
     """
 
     ratio: float = Field(default=0.1, ge=0, le=1)

@@ -23,6 +23,7 @@ ANSWER_WITHIN_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
 _SMOOTHING: Final = 0.2
+_LATENESS_S: Final = 0.25
 _REDEFINITIONS: Final = 4096
 NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
 
@@ -31,6 +32,11 @@ def period_of(dependency: Dependency) -> float:
     """How often hosts come, in seconds: a quarter, or more often where a window is short."""
     shortest = min((limit.window_s for limit in dependency.rate), default=math.inf)
     return min(_LONGEST_PERIOD_S, max(_SHORTEST_PERIOD_S, shortest / 60))
+
+
+def lifetime_of(period_s: float) -> float:
+    """How long a lease holds: over a late message, and no longer: without a hub nothing safe goes before its end."""
+    return period_s + _LATENESS_S
 
 
 class Hub:
@@ -42,7 +48,7 @@ class Hub:
         self.hosts: dict[str, HostFacts] = {}
         self.totals = Totals()
         self.period_s = period_of(dependency)
-        self.lifetime_s = max(1.0, 4 * self.period_s)
+        self.lifetime_s = lifetime_of(self.period_s)
         self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
         self.breaker = BreakerMachine(dependency.breaker or NEVER, now)
         self.budgets = None if dependency.retry_budget is None else Budgets(dependency.retry_budget)
@@ -131,7 +137,7 @@ class Hub:
         kept = self.limiter.snapshot(now)
         self.dependency = dependency
         self.period_s = period_of(dependency)
-        self.lifetime_s = max(1.0, 4 * self.period_s)
+        self.lifetime_s = lifetime_of(self.period_s)
         self.limiter = RateLimiter(dependency.rate, now, period_s=self.period_s)
         # Hosts go on with what they have until they see the next epoch, or until their leases are over.
         self.limiter.restore(now, kept, None, held_s=self.lifetime_s + ANSWER_WITHIN_S)

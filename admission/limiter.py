@@ -141,7 +141,8 @@ class _Bucket:
         """The ledger, its slots from the oldest to the newest."""
         self.forget(now)
         slots = [round(self._slots[(self._at - age) % (SLOTS + 1)], 3) for age in range(SLOTS, -1, -1)]
-        return {"out": round(self.outstanding, 3), "slots": slots, "largest": self._recent_largest(now)}
+        level = min(self.burst, self.paced(now, 1.0))
+        return {"out": round(self.outstanding, 3), "slots": slots, "largest": self._recent_largest(now), "level": level}
 
     def refill(self, now: float, plain: Mapping[str, Any], gap_s: float | None, held_s: float) -> None:
         """Takes a ledger over, ``gap_s`` later. Of the time in between the worst is assumed."""
@@ -152,7 +153,8 @@ class _Bucket:
                 self._slots[(self._at - age - shift) % (SLOTS + 1)] += used
                 self.total += used
         self._largest, self._largest_at = float(plain.get("largest", 0.0)), now
-        burst = self.burst + self._largest
+        # What the pace could have let out at once is what it had kept by then.
+        burst = min(self.burst, float(plain.get("level", self.burst))) + self._largest
         worst = 0.0 if gap_s is None else burst + self.amount / self.limit.window_s * gap_s
         # Its users may still have it: it counts as used from the moment on at which nobody can use it any more.
         self._inherited = max(0.0, min(float(plain["out"]) + worst, self.amount - self.total))

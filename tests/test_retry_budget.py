@@ -77,15 +77,19 @@ def test_it_is_what_a_naive_bucket_says(policy: RetryBudget, history: list[tuple
     ledger, now, kept = BudgetLedger(policy), 0.0, policy.reserve
     heard: list[tuple[float, int]] = []
 
+    def paid() -> float:
+        return policy.ratio * sum(n for at, n in heard if floor(at) > floor(now) - 10)
+
     def bound() -> float:
-        return max(policy.reserve, policy.ratio * sum(n for at, n in heard if floor(at) > floor(now) - 10))
+        return max(policy.reserve, paid())
 
     ledger.available(now)
     for seconds, what, n in history:
         # In steps of 1/64 s, as the bound falls whenever calls become too old.
         for _ in range(int(seconds * 64)):
+            trickle = policy.per_second / 64 if paid() < policy.per_second * 10 else 0.0
             now += 1 / 64
-            kept = min(kept + policy.per_second / 64, bound())
+            kept = min(kept + trickle, bound())
         if what == "calls":
             heard.append((now, n))
             kept = min(kept + policy.ratio * n, bound())
@@ -128,6 +132,17 @@ def test_few_calls_live_on_the_trickle() -> None:
     assert ledger.take(101.0, 9) == 0
     assert ledger.available(103.0) == 1.5
     assert ledger.available(1000.0) == 3
+
+
+def test_the_trickle_is_not_on_top_of_what_many_calls_pay_in() -> None:
+    ledger = BudgetLedger(RetryBudget(ratio=0.1, reserve=0, per_second=0.5))
+    taken = 0
+    for second in range(100, 200):
+        ledger.calls(float(second), 60)
+        taken += ledger.take(float(second), 1000)
+    assert taken == 600
+    assert [ledger.take(200.0 + seconds, 1000) for seconds in (1, 8, 10, 12)] == [0, 0, 0, 0]
+    assert ledger.available(1000.0) == 0  # with no reserve there is nowhere to keep it
 
 
 def test_what_is_given_back_can_be_taken_again_and_no_more() -> None:
