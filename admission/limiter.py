@@ -137,11 +137,11 @@ class _Bucket:
         self._slots[at % (SLOTS + 1)] -= given
         self.total -= given
 
-    def snapshot(self, now: float) -> dict[str, Any]:
+    def snapshot(self, now: float, pace: float) -> dict[str, Any]:
         """The ledger, its slots from the oldest to the newest."""
         self.forget(now)
         slots = [round(self._slots[(self._at - age) % (SLOTS + 1)], 3) for age in range(SLOTS, -1, -1)]
-        level = min(self.burst, self.paced(now, 1.0))
+        level = self.paced(now, pace)
         return {"out": round(self.outstanding, 3), "slots": slots, "largest": self._recent_largest(now), "level": level}
 
     def refill(self, now: float, plain: Mapping[str, Any], gap_s: float | None, held_s: float) -> None:
@@ -309,7 +309,7 @@ class RateLimiter:
         ledgers = []
         for bucket in self._buckets:
             key = f"{bucket.limit.resource}/{bucket.limit.window_s:g}"
-            ledgers.append({"limit": key} | bucket.snapshot(now))
+            ledgers.append({"limit": key} | bucket.snapshot(now, self.pace(now)))
         stopped_s = max(0.0, self.stopped_until - now)
         return {"ledgers": ledgers, "pace": self.pace(now), "stopped_s": stopped_s}
 
