@@ -37,7 +37,7 @@ def settings(ray_cluster: LocalRay, valkey: EmbeddedValkey) -> Iterator[Settings
 
 @pytest.fixture
 async def deployment(settings: Settings, redis_url: str) -> AsyncIterator[Spine]:
-    chosen = settings.model_dump(exclude={"redis_url"})
+    chosen = settings.model_dump(exclude={"redis_url", "dependencies"})
     async with spine(redis_url, **chosen) as deployment:
         yield deployment
 

@@ -77,7 +77,8 @@ async def hub_kill(
     rate = limit / window_s
     meanwhile = [analysis.share_used(moments, limit, window_s, at, at + round(MEANWHILE_S * NS)) for at in killed]
     # Against what goes through undisturbed in the same run, which windows of a few seconds keep below the limit.
-    usual = analysis.share_used(moments, limit, window_s, begin_ns + round(MEANWHILE_S * NS), killed[0])
+    settled_ns = begin_ns + round(min(MEANWHILE_S, first_s / 2) * NS)
+    usual = analysis.share_used(moments, limit, window_s, settled_ns, killed[0])
     back = [_back_s(moments, at, rate) for at in restarted]
     used = analysis.share_used(moments, limit, window_s, begin_ns, end_ns)
     down = [(start - kill) / NS for kill, start in zip(killed, restarted, strict=True)]
@@ -96,7 +97,9 @@ async def hub_kill(
             0.75,
             command,
         ),
-        beside(f"hub kill: worst {MEANWHILE_S:g} s from a kill, of the limit", min(meanwhile), "of the limit", command),
+        beside(
+            f"hub kill: the same {MEANWHILE_S:g} s as a share of the limit", min(meanwhile), "of the limit", command
+        ),
         beside("hub kill: use before the first kill", usual, "of the limit", command),
         at_most("hub kill: from the restart back to 95 %, worst", max(back), "s", 3, command),
         beside("hub kill: from the kill to the restart, worst", max(down), "s", command),
