@@ -23,7 +23,7 @@ ANSWER_WITHIN_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
 _SMOOTHING: Final = 0.2
-_LATENESS_S: Final = 0.25
+_LATENESS_S: Final = 0.4
 _REDEFINITIONS: Final = 4096
 NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
 
@@ -35,8 +35,10 @@ def period_of(dependency: Dependency) -> float:
 
 
 def lifetime_of(period_s: float) -> float:
-    """How long a lease holds: over a late message, and no longer: without a hub nothing safe goes before its end."""
-    return period_s + _LATENESS_S
+    """How long a lease holds: over two periods, since a hub hears only then that the last one was taken, and over a
+    late message; and no longer, since without a hub nothing safe goes before its end.
+    """
+    return 2 * period_s + _LATENESS_S
 
 
 class Hub:

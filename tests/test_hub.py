@@ -361,3 +361,20 @@ def test_after_a_restart_no_places_are_given_before_hosts_have_said_what_they_ha
     given_to = later.exchange(later.learns_until + 0.3, 0.5, Report("a", 2, epoch=8192, held=1, demands=wish))
     assert given_to.concurrency is not None
     assert 1 <= given_to.concurrency <= 3
+
+
+@pytest.mark.parametrize("window_s", [2.0, 60.0])
+def test_a_host_that_comes_on_time_is_not_taken_to_live_on_its_safe_share(window_s: float) -> None:
+    """Nothing is assumed beside what it says: it would be counted twice, and the limit not be made use of."""
+    hub = Hub(Dependency("d", [Limit("requests", 100, per=window_s)], breaker=None), 1, 0.0)
+    gate, now, went = Gate("a", 0.0), 0.0, 0
+    while now < 3 * window_s:
+        while gate.line.waiting < 200:
+            gate.wait(now, 2, {"requests": 1.0}, True, None)
+        report, _ = gate.report(now)
+        gate.accept(now, now, hub.exchange(now, 0.5, report))
+        while (found := gate.next(now)) is not None:
+            gate.done(now, found[1], "succeeded")
+            went += 1
+        now += hub.period_s
+    assert 270 <= went <= 300 + 100 * hub.period_s / window_s
