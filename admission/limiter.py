@@ -36,8 +36,8 @@ class _Bucket:
         self.limit = limit
         self.amount = limit.amount
         self.rate = DERATE * limit.amount / limit.window_s
-        # Hosts come once a period: less burst than two periods' worth would be lost between them.
-        self.burst = min(limit.amount, max(1.0, 2 * self.rate * period_s))
+        # Hosts come once a period: what two periods bring, beside one whole call, would be lost between them.
+        self.burst = min(limit.amount, 1.0 + 2 * self.rate * period_s)
         self.theoretical = now
         self.width_s = limit.window_s / SLOTS
         self.outstanding = 0.0

@@ -301,7 +301,8 @@ def test_after_a_stop_nothing_goes_and_then_less_and_then_all() -> None:
     assert limiter.available(25.38) == {"requests": 0.0}
     assert not limiter.take(25.38, {})
     assert limiter.pace(25.39) == pytest.approx(0.7)
-    assert served(limiter, 25.4, 35.4) == pytest.approx(0.75 * 99, abs=4)
+    # The pace, and the burst that was kept meanwhile.
+    assert 0.75 * 99 - 4 <= served(limiter, 25.4, 35.4) <= 0.75 * 99 + 6
     limiter.stop(35.39, 0.1)
     assert limiter.pace(35.49) == pytest.approx(0.8 * 0.7, abs=0.01)
     for again in range(20):
