@@ -22,7 +22,7 @@ from actors.contract import Tool, ToolCall, agent, tool
 from actors.core.outcome import Risk
 from actors.errors import NotApplied, RateLimited, Rejected, StepFailed
 from actors.run import Run
-from admission.dependency import Dependency, Limit, RetryBudget
+from admission.dependency import Dependency, Limit
 from admission.retry import RetryPolicy
 from benchmarks.provider_client import client
 
@@ -38,8 +38,8 @@ HOST: Final = str(os.getpid())
 provider = Dependency("provider", rate=[Limit("requests", FAR_OFF, per="1m")])
 provider_tokens = Dependency("provider-tokens", rate=[Limit("input_tokens", FAR_OFF, per="1m")])
 
-# Without a breaker the budget alone has to hold retries back. Its trickle is left out: that is no share of the load.
-provider_budgeted = Dependency("provider-budgeted", breaker=None, retry_budget=RetryBudget(per_second=0))
+# Without a breaker the budget alone has to hold retries back.
+provider_budgeted = Dependency("provider-budgeted", breaker=None)
 
 # The control arm of the retry storm: everybody tries again and again, and nobody looks at what the others see.
 provider_naive = Dependency(

@@ -118,8 +118,8 @@ def test_demand_of_a_shape_moves_and_stays_as_large() -> None:
 
 
 def test_the_breakers_condition_is_found_in_the_providers_record() -> None:
-    def answer(at_s: float, status: int) -> Arrival:
-        return Arrival(round(at_s * NS), round(at_s * NS) + 1, status, "a", 1, 0, "normal", 0.0)
+    def answer(at_s: float, status: int, host: str = "a") -> Arrival:
+        return Arrival(round(at_s * NS), round(at_s * NS) + 1, status, host, 1, 0, "normal", 0.0)
 
     well = [answer(second, OK) for second in range(15)]
     failing = [answer(15 + number / 10, FAILED) for number in range(40)]
@@ -129,6 +129,10 @@ def test_the_breakers_condition_is_found_in_the_providers_record() -> None:
     assert len(inside) == 20
     with pytest.raises(ValueError, match="never"):
         breaker.condition_ns(well)
+    one_bad = failing + [answer(15 + number / 10, OK, "b") for number in range(20)]
+    assert breaker.condition_ns(one_bad, of_all_together=True)
+    with pytest.raises(ValueError, match="never"):
+        breaker.condition_ns(one_bad)
 
 
 def test_goodput_is_back_when_it_stays() -> None:

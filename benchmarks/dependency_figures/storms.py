@@ -12,7 +12,7 @@ from benchmarks.provider.conduct import NS, OK, RATE_LIMITED, Mode, Quota
 
 WELL = Mode(latency_ms=30, jitter_ms=20)
 DOWN = Mode(latency_ms=30, jitter_ms=20, fail_share=1.0)
-BUDGET = "budget alone, without its trickle"
+BUDGET = "budget alone"
 BOTH = "budget and breaker"
 NAIVE = "neither"
 STEP_S = 0.1
