@@ -1,11 +1,12 @@
 """What users write against: tools and agents, declared by decorators and otherwise plain Python."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from actors.core.outcome import Risk
+from actors.effect_options import HOOKS, NO_EFFECT, EffectOptions, check_effect_options
 from actors.errors import DefinitionError
 from actors.schema import Signature, Value
 from admission.retry import RetryPolicy
@@ -21,6 +22,7 @@ R_co = TypeVar("R_co", covariant=True)
 I_contra = TypeVar("I_contra", contravariant=True)
 O_co = TypeVar("O_co", covariant=True)
 DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_SETTLE_WITHIN_S: Final = 86_400.0
 
 
 class ToolCall:
@@ -113,6 +115,7 @@ class ToolOptions:
     idle_timeout_s: float | None = None
     max_tokens: int | None = None
     reserve: Callable[..., Mapping[str, float]] | None = None
+    effect: EffectOptions = NO_EFFECT
 
 
 class Tool(Generic[P, R_co]):
@@ -124,6 +127,7 @@ class Tool(Generic[P, R_co]):
         self.options = options
         self.signature = Signature(function, f"tool {name!r}")
         self.is_async = inspect.iscoroutinefunction(function)
+        self._hooks: dict[str, Tool[Any, Any] | None] = {}
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -136,6 +140,37 @@ class Tool(Generic[P, R_co]):
             return self.function(call, *values)
         positional = len(values) - len(keywords)
         return self.function(call, *values[:positional], **dict(zip(keywords, values[positional:], strict=True)))
+
+    def hook(self, which: str) -> "Tool[Any, Any] | None":
+        """What this tool declares as its ``reconcile``, ``verify``, ``compensate`` or ``simulate``: a tool of its own
+        that keeps to the same dependency and bounds; None where it declares none.
+        """
+        if which not in self._hooks:
+            function = getattr(self.options.effect, which)
+            self._hooks[which] = None if function is None else self._made_hook(which, function)
+        return self._hooks[which]
+
+    def _made_hook(self, which: str, function: Callable[..., Any]) -> "Tool[Any, Any]":
+        undoes, pretends = which == "compensate", which == "simulate"
+        options = ToolOptions(
+            None if pretends else self.options.dependency,
+            self.options.risk if undoes else Risk.READ,
+            self.options.timeout_s,
+            self.options.idempotent and undoes,
+            self.options.retry,
+            None,
+            effect=EffectOptions(owner=self.options.effect.owner, replicas=self.options.effect.replicas * undoes),
+        )
+        return Tool(function, f"{self.name}.{which}", options)
+
+    def call_of_hook(self, which: str, values: list[Any], *first: Any) -> tuple["Tool[Any, Any]", list[Any]] | None:
+        """A hook and its arguments for a call with these values: what comes ``first``, then the tool's own."""
+        hook = self.hook(which)
+        if hook is None:
+            return None
+        positional = len(values) - len(self.signature.keywords)
+        named = dict(zip(self.signature.keywords, values[positional:], strict=True))
+        return hook, hook.signature.bind((*first, *values[:positional]), named)[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses: a direct call would be neither recorded nor bounded."""
@@ -202,6 +237,9 @@ class _ToolDecorator:
 
     def __call__(self, function: Callable[..., Any]) -> Tool[Any, Any]:
         made: Tool[Any, Any] = Tool(function, _checked_name("tool", self._name or function.__name__), self._options)
+        check_effect_options(made.name, self._options.effect, self._options.risk, made.signature)
+        for which in HOOKS:
+            made.hook(which)  # what is wrong with it is said here, and not when it is needed
         if self._options.resources is not None and "<locals>" in made.__qualname__:
             raise DefinitionError(
                 f"tool {made.name!r} asks for Ray resources, so it must be importable: define it at module level"
@@ -222,6 +260,17 @@ def tool(
     idle_timeout: float | None = None,
     max_tokens: int | None = None,
     reserve: Callable[..., Mapping[str, float]] | None = None,
+    reconcile: Callable[..., Any] | None = None,
+    compensate: Callable[..., Any] | None = None,
+    simulate: Callable[..., Any] | None = None,
+    verify: Callable[..., Any] | None = None,
+    needs_approval: bool | Callable[..., bool] = False,
+    advisory: Sequence[str] = (),
+    scopes: Sequence[str] = (),
+    settle_within: float = DEFAULT_SETTLE_WITHIN_S,
+    lands_within: float | None = None,
+    owner: str = "",
+    replicas: int = 0,
 ) -> _ToolDecorator:
     """Declares a tool: a function of a :class:`ToolCall` and plain or pydantic arguments.
 
@@ -242,6 +291,20 @@ def tool(
         max_tokens: how many output tokens the call asks for at most; reserved while nothing better is known.
         reserve: given the tool's arguments, what a call takes of the dependency's limits, as in
             ``{"input_tokens": 1200}``; what it does not name is estimated.
+        reconcile: ``reconcile(call, *args)``, read-only: what became of a call whose answer was lost. Returns
+            :class:`Applied`, or None when the other side knows nothing of it.
+        compensate: ``compensate(call, result, *args)``: undoes the effect when its run fails or is cancelled.
+        simulate: ``simulate(call, *args)``: a result without the effect, for repeated-run evals.
+        verify: ``verify(call, result, *args)``, read-only: the evidence that the effect is there, after the tool has
+            said so. Raises :class:`NotApplied` while it cannot be seen.
+        needs_approval: a person has to approve the exact call; or a function of the arguments that says so.
+        advisory: names of arguments that an approval does not bind.
+        scopes: grants that a job needs for this tool, all of them.
+        settle_within: seconds within which somebody should have settled an unknown outcome.
+        lands_within: seconds after which a request that was sent can have no effect any more if it has had none; by
+            default as long as ``timeout``. A negative answer of ``reconcile`` counts only then.
+        owner: who settles unknown outcomes, for people.
+        replicas: how many replicas of the store must have the effect's intent and receipt before it goes on.
 
     Raises:
         DefinitionError: the declaration cannot work; the text names the tool and the fix.
@@ -274,6 +337,19 @@ def tool(
         idle_timeout,
         max_tokens,
         reserve,
+        EffectOptions(
+            reconcile,
+            compensate,
+            simulate,
+            verify,
+            needs_approval,
+            tuple(advisory),
+            tuple(scopes),
+            float(settle_within),
+            float(timeout if lands_within is None else lands_within),
+            owner,
+            replicas,
+        ),
     )
     return _ToolDecorator(name, options)
 

@@ -150,6 +150,7 @@ async def checkpoint(engine: "RunEngine", state: Any) -> None:
     now_ms = engine.services.now_ms()
     raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms)
     compact, claim, length = engine.services.store.compact, engine.claim, engine.journal_length
+    raw = engine.sealed(raw)
     answer = await engine.services.committer.insist(lambda: compact(claim.id, claim.fence, length, raw))
     if answer == "GAP":
         engine.lost_track("its owner lost track of the journal")

@@ -12,7 +12,7 @@ from actors.core.replay import Asked, Divergence, Replay
 from actors.errors import PayloadTooLarge, RunAborted
 from actors.execution import Execution, Phase
 from actors.job import decode_job, rank_of
-from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry
+from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry, first_link, link_of, seal
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
@@ -30,9 +30,9 @@ class RunEngine(Execution):
     """One run on one host. Ends by telling the store an end, or by letting go (unloaded, fenced off, handed back)."""
 
     __slots__ = (
-        "_buffer", "_deadline", "_journal_lost", "_length", "_parking", "_quiet_scheduled", "agent", "checkpoint",
-        "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "rank", "replay", "run", "services",
-        "waits",
+        "_buffer", "_deadline", "_journal_lost", "_length", "_link", "_parking", "_quiet_scheduled", "agent",
+        "checkpoint", "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "rank", "replay", "run",
+        "services", "waits",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, agent: Agent[Any, Any], services: Services) -> None:
@@ -51,6 +51,7 @@ class RunEngine(Execution):
         self.waits: dict[str, tuple[Wait, asyncio.Future[None]]] = {}
         self.parked_until_ms: int | None = None
         self._length = len(claim.journal)
+        self._link = link_of(claim.journal[-1]) if claim.journal else first_link(claim.id, claim.job)
         self._buffer: list[bytes] = []
         self._journal_lost = False
         self._parking: asyncio.Future[str | None] | None = None
@@ -227,12 +228,28 @@ class RunEngine(Execution):
         return self._length
 
     def entry(
-        self, kind: Kind, path: str, name: str, args: bytes, status: Status, payload: bytes, attempts: int, at_ms: int
+        self,
+        kind: Kind,
+        path: str,
+        name: str,
+        args: bytes,
+        status: Status,
+        payload: bytes,
+        attempts: int,
+        at_ms: int,
+        facts: bytes = b"",
     ) -> bytes:
-        """An encoded journal entry of this run that ends now."""
+        """An encoded journal entry of this run that ends now; it is sealed when it is written."""
+        now_ms = self.services.now_ms()
         return encode_entry(
-            Entry(ENTRY_VERSION, kind, path, name, args, status, payload, attempts, at_ms, self.services.now_ms())
+            Entry(ENTRY_VERSION, kind, path, name, args, status, payload, attempts, at_ms, now_ms, facts)
         )
+
+    def sealed(self, entry: bytes) -> bytes:
+        """The entry, chained to the last one; it is the last one now."""
+        entry = seal(self._link, entry)
+        self._link = link_of(entry)
+        return entry
 
     def later(self, entry: bytes) -> None:
         """Has an entry written with the next one, before anything that depends on it can be."""
@@ -245,7 +262,7 @@ class RunEngine(Execution):
         if self._buffer:
             entries = self._buffer + entries
             self._buffer = []
-        claim = self.claim
+        claim, entries = self.claim, [self.sealed(entry) for entry in entries]
         append = Append(claim.id, claim.fence, self._length, finished, entries)
         self._length += len(entries)
         try:
@@ -294,15 +311,18 @@ class RunEngine(Execution):
             self.step_over()
         self._boundary()
 
-    async def wait_until(self, path: str, due_ms: int, reason: str) -> None:
-        """Awaits a moment; the run may be unloaded meanwhile, and then this does not return."""
+    async def wait_until(self, path: str, due_ms: int, reason: str, *, pokes: bool = False) -> None:
+        """Awaits a moment; the run may be unloaded meanwhile, and then this does not return.
+
+        With ``pokes`` it may return earlier: whoever waits so looks again.
+        """
         left_ms = due_ms - self.services.now_ms()
         if left_ms <= 0:
             return
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         timer = loop.call_later(left_ms / 1000, wake, future)
-        self.waits[path] = (Wait(None, due_ms, reason), future)
+        self.waits[path] = (Wait(None, due_ms, reason, pokes), future)
         try:
             await self.waiting(path, future)
         finally:
@@ -312,6 +332,12 @@ class RunEngine(Execution):
         """A child run has ended: the waits for children look again."""
         for wait, future in list(self.waits.values()):
             if wait.child is not None:
+                wake(future)
+
+    def poked(self) -> None:
+        """Something that this run waits for may have come true."""
+        for wait, future in list(self.waits.values()):
+            if wait.pokes:
                 wake(future)
 
     def step_over(self) -> None:

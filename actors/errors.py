@@ -76,6 +76,25 @@ class ChildFailed(StepFailed):
     """A child run ended without success; ``error_class`` is its error's class, or its state."""
 
 
+class NotPermitted(StepFailed):
+    """A policy, or a grant that the job does not have, forbids the call. Nothing was called. ``ended_by`` names the
+    rule.
+    """
+
+
+class ApprovalDenied(StepFailed):
+    """Somebody has looked at this exact action and said no, or nobody said yes in time. Nothing was called.
+
+    ``message`` is the reason, and ``ended_by`` who denied it.
+    """
+
+
+class IdempotencyConflict(StepFailed):
+    """The same key stands for an effect with other arguments. Nothing was called; ``message`` shows the digests of
+    both, and the run that was first.
+    """
+
+
 class InvalidValue(PenstockError):
     """A value does not fit the annotation at a boundary: an input, an argument, a result."""
 

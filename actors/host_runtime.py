@@ -236,6 +236,7 @@ class HostRuntime:
         self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
             engine.child_ended()
+            engine.poked()
         self._beats += 1
         if self._beats % _STRAYS_EVERY_BEATS == 0:
             await self._release_strays()
@@ -363,6 +364,8 @@ class HostRuntime:
                 engine.request_cancel("cancelled")
             elif engine is not None and word == "child":
                 engine.child_ended()
+            elif engine is not None and word == "poke":
+                engine.poked()
 
     # Leaving
 

@@ -60,7 +60,11 @@ class Job(BaseModel):
 
 
 class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version)."""
+    """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version).
+
+    ``root`` is the lineage (of child runs and forks), ``by`` who submitted the job, ``simulated`` says that its effects
+    are only simulated; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
+    """
 
     v: int
     input: Any
@@ -69,6 +73,10 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     grants: tuple[str, ...] = ()
     metadata: dict[str, str] = {}
     root: str = ""
+    by: str = ""
+    simulated: bool = False
+    forked_from: str = ""
+    forked_at: str = ""
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(JobRecord)

@@ -1,15 +1,18 @@
 """Journal entries: the durable record of one step (msgpack array, its first item the version).
 
 An entry is *open* while something must still follow it at the same step: an effect's intent, a timer, a child.
-Payloads are JSON of validated values.
+Payloads are JSON of validated values. Entries of one run are chained: each ends with a hash over the one before it and
+over itself, so that whoever reads the journal can tell whether an entry was changed or is missing.
 """
 
+import hashlib
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-ENTRY_VERSION: Final = 1
+ENTRY_VERSION: Final = 2
+CHAIN_BYTES: Final = 16
 
 
 class Kind(StrEnum):
@@ -21,6 +24,9 @@ class Kind(StrEnum):
     TIMER = "timer"
     CHILD = "child"
     CHECKPOINT = "checkpoint"
+    APPROVAL = "approval"
+    RESOLUTION = "resolution"
+    ENDING = "ending"
 
 
 class Status(StrEnum):
@@ -33,6 +39,10 @@ class Status(StrEnum):
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """One journal entry. Times are epoch milliseconds, estimated from the server's clock.
+
+    ``facts`` (JSON, or empty) is what is known about the step beside its outcome: of an intent the key, the arguments
+    and what permitted it, of an effect's end the receipt with its evidence. ``chain`` ties it to the entry before it
+    (:func:`seal`); entries of version 1 have none.
 
     ``step`` is the path of the step in the run ("3", or "b0.1" for the second step of the first task that the
     agent started; "c2.0" for the first step after the second checkpoint); ``digest`` is of its canonical arguments.
@@ -48,6 +58,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     attempts: int
     started_ms: int
     ended_ms: int
+    facts: bytes = b""
+    chain: bytes = bytes(CHAIN_BYTES)
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -68,6 +80,24 @@ def decode_entry(raw: bytes) -> Entry:
     if entry.v > ENTRY_VERSION:
         raise ValueError(f"journal entry has version {entry.v}; this process reads up to {ENTRY_VERSION}: update it")
     return entry
+
+
+def first_link(run_id: str, job: bytes) -> bytes:
+    """What the first entry of a run is chained to: the job as it was accepted."""
+    state = hashlib.blake2b(run_id.encode(), digest_size=CHAIN_BYTES)
+    state.update(job)
+    return state.digest()
+
+
+def seal(link: bytes, raw: bytes) -> bytes:
+    """The encoded entry, chained to the one that ``link`` (its last bytes) belongs to."""
+    body = raw[:-CHAIN_BYTES]
+    return body + hashlib.blake2b(body, digest_size=CHAIN_BYTES, key=link).digest()
+
+
+def link_of(raw: bytes) -> bytes:
+    """What the entry after this one is chained to."""
+    return raw[-CHAIN_BYTES:]
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):

@@ -150,9 +150,36 @@ class Signature:
         self.result = Value(hints.get("return", Any), f"{where}, result")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names, in order."""
+        return self._names
+
+    @property
     def inputs(self) -> Sequence[Value]:
         """The parameters' values, in order."""
         return self._values
+
+    def dump(self, values: list[Any]) -> bytes:
+        """JSON of validated arguments, in order; :meth:`load` reads it again.
+
+        Raises:
+            InvalidValue: they cannot be written.
+        """
+        return b"[" + b",".join(value.dump(given) for value, given in zip(self._values, values, strict=True)) + b"]"
+
+    def load(self, raw: bytes) -> list[Any]:
+        """The validated arguments in JSON.
+
+        Raises:
+            InvalidValue: they do not fit the signature (any more).
+        """
+        try:
+            parts = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        except msgspec.DecodeError as error:
+            raise InvalidValue(f"{self.where}: no arguments: {error}") from None
+        if len(parts) != len(self._values):
+            raise InvalidValue(f"{self.where}: {len(parts)} recorded arguments for {len(self._values)} parameters")
+        return [value.load(bytes(part)) for value, part in zip(self._values, parts, strict=True)]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], bytes]:
         """Validated arguments in order, and the digest of their canonical form.

@@ -31,6 +31,7 @@ class Retention(BaseModel):
     failed_s: float = Field(default=30 * 86400, gt=0)
     cancelled_s: float = Field(default=7 * 86400, gt=0)
     shed_s: float = Field(default=7 * 86400, gt=0)
+    effects_s: float = Field(default=90 * 86400, gt=0, description="receipts, by which an effect is known again")
 
     def milliseconds_of(self, state: str) -> int:
         """Retention of a terminal ``state`` in milliseconds; the longest one for any other state."""

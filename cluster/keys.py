@@ -35,6 +35,11 @@ def child_run_id(parent: str, step: str) -> str:
     return f"{parent[:2]}-{digest(parent, step)}"
 
 
+def effect_identity(tenant: str, *parts: str) -> str:
+    """What an effect is one and the same by, inside its tenant: a business key, or a lineage's root, step and tool."""
+    return digest(f"tenant:{tenant}", *parts)
+
+
 def partition_of(run_id: str) -> int:
     """The partition that a run id names.
 
@@ -94,6 +99,10 @@ class Keys:
     def notes(self) -> str:
         """What watchdogs say of runs: run id → JSON (hash), advisory."""
         return f"{self.name}:{{hosts}}:notes"
+
+    def effect(self, identity: str) -> str:
+        """The record of one effect (hash), in a slot of its own; ``identity`` is a digest (:func:`effect_identity`)."""
+        return f"{self.name}:{{effect:{identity}}}"
 
     @property
     def dependencies(self) -> str:

@@ -131,6 +131,28 @@ class Heartbeat:
     server_ms: int
 
 
+class EffectBegun(NamedTuple):
+    """What ``effect_begin`` found; ``word`` is the script's, the others are of the record as it was."""
+
+    word: str
+    owner: str
+    arguments: str
+    receipt: bytes
+    since_ms: int
+
+
+class EffectRecord(NamedTuple):
+    """An effect as the store knows it: ``begun``, ``applied``, ``not_applied`` or ``unknown``."""
+
+    state: str
+    owner: str
+    arguments: str
+    tool: str
+    key: str
+    receipt: bytes
+    since_ms: int
+
+
 class HubRecord(NamedTuple):
     """What the store has for a dependency's hub: JSON texts, '' where there is none."""
 

@@ -16,7 +16,20 @@ from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuita
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
 from cluster.lifecycle import RunState
-from cluster.records import Append, BatchCounts, Claim, Finish, Fired, Heartbeat, HubRecord, NewRun, Park, RunRecord
+from cluster.records import (
+    Append,
+    BatchCounts,
+    Claim,
+    EffectBegun,
+    EffectRecord,
+    Finish,
+    Fired,
+    Heartbeat,
+    HubRecord,
+    NewRun,
+    Park,
+    RunRecord,
+)
 from cluster.scripts import Script
 from cluster.topology import Topology
 
@@ -188,9 +201,9 @@ class Store:
             arguments += (run_id, fence, length, finished, len(entries), *entries)
         return _exceptions(await self.call(scripts.APPEND, partition, *arguments))
 
-    async def compact(self, run_id: str, fence: int, length: int, entry: bytes) -> str:
-        """Replaces a run's journal by one checkpoint entry; OK, STALE or GAP."""
-        answer = await self.call(scripts.COMPACT, partition_of(run_id), run_id, fence, length, entry)
+    async def compact(self, run_id: str, fence: int, length: int, entry: bytes, *, archive: bool = False) -> str:
+        """Replaces a run's journal by one checkpoint entry, and keeps the old one apart if asked; OK, STALE or GAP."""
+        answer = await self.call(scripts.COMPACT, partition_of(run_id), run_id, fence, length, entry, int(archive))
         return str(answer.decode())
 
     async def finish(self, partition: int, host: str, ends: Iterable[Finish]) -> dict[str, str]:
@@ -292,6 +305,42 @@ class Store:
             return None
         number, kept, override, command, now = answer
         return HubRecord(number, kept.decode(), override.decode(), command.decode(), now)
+
+    # Effects
+
+    async def begin_effect(
+        self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
+    ) -> EffectBegun:
+        """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
+        word, held_by, first, receipt, since_ms = await self._call_keys(
+            scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
+        )
+        return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms)
+
+    async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
+        """Keeps what became of an effect; False when it is not this owner's (any more)."""
+        kept_ms = int(self.settings.retention.effects_s * 1000)
+        answer = await self._call_keys(
+            scripts.EFFECT_SETTLE, [self.keys.effect(identity)], owner, fence, state, receipt, kept_ms
+        )
+        return bool(answer == b"OK")
+
+    async def effect(self, identity: str) -> EffectRecord | None:
+        """One effect's record, or None where there is none (any more)."""
+        key = self.keys.effect(identity)
+        fields = ("state", "owner", "arguments", "tool", "key", "receipt", "since")
+        state, owner, arguments, tool, handed, receipt, since = await self.command(key, "HMGET", key, *fields)
+        if state is None:
+            return None
+        return EffectRecord(
+            state.decode(),
+            owner.decode(),
+            arguments.decode(),
+            tool.decode(),
+            handed.decode(),
+            receipt or b"",
+            int(since),
+        )
 
     # Facts of the deployment
 

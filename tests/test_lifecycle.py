@@ -66,4 +66,4 @@ def test_the_store_has_the_same_table(redis_url: str) -> None:
 
 def test_every_partition_script_has_the_table() -> None:
     for script in scripts.ALL:
-        assert (lua_table() in script.text) == (script not in (scripts.HEARTBEAT, scripts.HUB))
+        assert (lua_table() in script.text) == (script not in scripts.OF_NO_PARTITION)

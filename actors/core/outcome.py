@@ -33,6 +33,9 @@ class StepEnd(StrEnum):
     TIMED_OUT = "timed_out"
     REFUSED = "refused"
     INVALID_RESULT = "invalid_result"
+    NOT_PERMITTED = "not_permitted"
+    APPROVAL_DENIED = "approval_denied"
+    CONFLICT = "conflict"
     UNKNOWN = "unknown"
 
 

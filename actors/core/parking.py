@@ -4,11 +4,15 @@ from typing import NamedTuple
 
 
 class Wait(NamedTuple):
-    """One thing that a loaded run waits for: a child run (its id), or a moment, and why."""
+    """One thing that a loaded run waits for: a child run (its id), or a moment, and why.
+
+    ``pokes``: whoever knows that it has come true may say so before the moment (see ``prelude.lua``, ``poke``).
+    """
 
     child: str | None
     due_ms: int | None
     reason: str = "timer"
+    pokes: bool = False
 
 
 class Parking(NamedTuple):

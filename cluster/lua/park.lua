@@ -2,7 +2,7 @@
 -- ARGV: retention; then per run: id, fence, host, reason, due ('' | epoch ms), number of children, their ids.
 -- Returns a flat list of exceptions: id, 'STALE' | 'CANCEL' (it is still running: its owner must cancel it).
 -- Invariant: a parked run is in the timers if anything but a child can wake it, and is queued at once if one of its
---   children has ended already: no wake-up can be lost between the owner's look and its parking.
+--   children has ended already, or if it was poked: no wake-up can be lost between the owner's look and its parking.
 local exceptions = {}
 local i = 2
 while i <= #ARGV do
@@ -11,7 +11,7 @@ while i <= #ARGV do
   i = i + 6 + children
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel', 'version',
-    'torn')
+    'torn', 'poked')
   if rec[1] == ARGV[first + 1] and rec[2] == 'running' then
     if rec[6] then
       exceptions[#exceptions + 1] = id
@@ -20,13 +20,14 @@ while i <= #ARGV do
       redis.call('SREM', base .. 'owned:' .. ARGV[first + 2], id)
       if rec[8] then redis.call('HDEL', run, 'torn') end
       go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due)
-      local ready = false
+      local ready = rec[9]
+      if ready then redis.call('HDEL', run, 'poked') end
       for child = first + 6, i - 1 do
         local state = redis.call('HGET', base .. 'run:' .. ARGV[child], 'state')
         if not state or TERMINAL[state] then ready = true end
       end
       if ready then
-        go(id, rec[3], rec[7] + 1, 'waiting', 'queued', 'reason', 'child ended')
+        go(id, rec[3], rec[7] + 1, 'waiting', 'queued', 'reason', rec[9] and 'poked' or 'child ended')
         enqueue(id, rec[4], rec[5])
       else
         redis.call('ZADD', base .. 'waiting', now, id)

@@ -90,6 +90,21 @@ local function tell_parent(parent)
   end
 end
 
+-- What a run waits for beside timers and children may have come true: a waiting run is queued; a running one's host is
+-- told, and a mark makes sure that it is not parked before it has looked again.
+local function poke(id, reason)
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'host', 'deadline', 'version')
+  if rec[1] == 'waiting' then
+    redis.call('ZREM', base .. 'waiting', id)
+    redis.call('ZREM', base .. 'timers', id)
+    go(id, rec[2], rec[6], 'waiting', 'queued', 'reason', reason)
+    enqueue(id, rec[3], rec[5])
+  elseif rec[1] == 'running' then
+    redis.call('HSET', base .. 'run:' .. id, 'poked', 1)
+    redis.call('PUBLISH', name .. ':host:' .. rec[4], 'poke ' .. id)
+  end
+end
+
 local end_run, cancel_run
 
 -- Cancels runs, and their children, and theirs: `more` is id, reason, id, reason, … The server does nothing else
@@ -157,6 +172,7 @@ end_run = function(id, batch, version, parent, from, to, reason, output, failure
   local keep = retention(to)
   redis.call('PEXPIRE', run, keep)
   redis.call('PEXPIRE', base .. 'journal:' .. id, keep)
+  redis.call('PEXPIRE', base .. 'archive:' .. id, keep)
   redis.call('PEXPIRE', base .. 'children:' .. id, keep)
   if parent then tell_parent(parent) end
   if to ~= 'succeeded' then doom_children(id, 'parent ended') end

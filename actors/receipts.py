@@ -1,0 +1,109 @@
+"""Receipts: what is known of an effect, by whom, and what proves it."""
+
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+from pydantic import JsonValue
+
+R = TypeVar("R")
+APPLIED: Final = "applied"
+NOT_APPLIED: Final = "not_applied"
+UNKNOWN: Final = "unknown"
+
+
+@dataclass(frozen=True)
+class Applied(Generic[R]):
+    """What a tool's ``reconcile`` returns when the other side has applied the effect.
+
+    Attributes:
+        result: what the tool would have returned.
+        evidence: what proves it: the other side's id of it, say. It is kept with the receipt.
+    """
+
+    result: R
+    evidence: JsonValue = None
+
+
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The durable outcome of an effect (JSON).
+
+    Attributes:
+        state: ``applied``, ``not_applied`` or ``unknown``.
+        by: who knows: ``tool`` (its answer), ``reconcile``, ``person NAME``, or ``run RUN`` whose receipt it was first.
+        result: the tool's result as JSON, when it was applied and the result is known.
+        error: class and message, when it was not, or when nobody knows.
+        evidence: what ``verify``, ``reconcile`` or a person gave as proof.
+        attempts: how often the tool was called for it, as far as this owner knows.
+        why: a person's reason.
+    """
+
+    state: str
+    by: str = "tool"
+    result: msgspec.Raw = msgspec.Raw(b"")
+    error: tuple[str, str] | None = None
+    evidence: Any = None
+    attempts: int = 0
+    why: str = ""
+
+
+encode_receipt: Final = msgspec.json.Encoder().encode
+_DECODER: Final = msgspec.json.Decoder(Receipt)
+
+
+def decode_receipt(raw: bytes) -> Receipt:
+    """The receipt in ``raw``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _DECODER.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a receipt: {error}") from None
+
+
+class Resolution(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a person says of an effect whose outcome was unknown: the payload of a ``resolution`` entry (JSON).
+
+    ``result`` is the tool's result as JSON, where the person knows it.
+    """
+
+    applied: bool
+    by: str
+    why: str = ""
+    evidence: Any = None
+    result: msgspec.Raw = msgspec.Raw(b"")
+
+
+decode_resolution: Final = msgspec.json.Decoder(Resolution).decode
+
+
+class IntentFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an intent says beside its step: the ``facts`` of an ``intent`` entry (JSON).
+
+    Attributes:
+        key: what the other side was given as the idempotency key.
+        identity: of the effect's record in the store.
+        business_key: the agent's own key, where it gave one.
+        arguments: the tool's arguments as a JSON array; secrets in them are masked.
+        risk: the tool's tier.
+        permission: what permitted it: decision, rule, version of the policy.
+        approval: id of the approval, where one was needed.
+        undoes: the step whose effect this one compensates.
+        simulated: nothing is sent.
+    """
+
+    key: str
+    identity: str
+    arguments: msgspec.Raw = msgspec.Raw(b"[]")
+    business_key: str = ""
+    risk: str = ""
+    permission: dict[str, str] = {}
+    approval: str = ""
+    undoes: str = ""
+    simulated: bool = False
+
+
+encode_facts: Final = msgspec.json.Encoder().encode
+decode_intent_facts: Final = msgspec.json.Decoder(IntentFacts).decode

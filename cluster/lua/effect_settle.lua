@@ -1,0 +1,21 @@
+-- effect_settle: what became of an effect.
+-- KEYS: the effect's record.
+-- ARGV: owner (run:step), its fence, state ('applied' | 'not_applied' | 'unknown'), receipt, and how long a settled record
+--   is kept (ms).
+-- Returns 'OK', or 'stale': the record is another owner's, or a later fence's, and nothing was written.
+-- Invariant: a record that is applied stays so. An owner that was followed by a later one can still say that the effect
+--   was applied, since that is true whoever says it, but not that it was not.
+local rec = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence')
+local state = ARGV[3]
+if rec[1] == 'applied' and rec[2] == ARGV[1] then return 'OK' end
+if not rec[1] or rec[2] ~= ARGV[1] or rec[1] == 'applied' then return 'stale' end
+if tonumber(rec[3]) > tonumber(ARGV[2]) and state ~= 'applied' then return 'stale' end
+local clock = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'state', state, 'receipt', ARGV[4], 'settled',
+  clock[1] * 1000 + math.floor(clock[2] / 1000))
+if state == 'unknown' then
+  redis.call('PERSIST', KEYS[1])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+end
+return 'OK'
