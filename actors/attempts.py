@@ -217,6 +217,10 @@ class Attempts:
                 return _failed(attempt, said, decision)
             return _settled(tool, value, attempt)
 
+    def most_attempts(self, asked: Asked) -> int:
+        """How many attempts the policy in force allows."""
+        return self._policy(asked).maximum_attempts
+
     def _policy(self, asked: Asked) -> RetryPolicy:
         gatekeeper = asked.gatekeeper
         return asked.tool.options.retry or (gatekeeper.dependency.retry if gatekeeper else _DEFAULT_RETRY)

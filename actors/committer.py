@@ -45,6 +45,7 @@ class Committer:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._groups: dict[int, _Group] = {}
+        self._others: list[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = []
         self._scheduled = False
         self._in_flight = 0
         self._closed = False
@@ -67,23 +68,34 @@ class Committer:
         self._group(parking.run_id).parks.append((parking, answer))
         return answer
 
+    def along(self, call: Callable[[], Awaitable[_T]]) -> "asyncio.Future[_T]":
+        """Any other call that may be made twice: it goes out together with the next flush."""
+        answer: asyncio.Future[_T] = self._loop.create_future()
+        self._others.append((call, answer))
+        self._schedule()
+        return answer
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._in_flight < IN_FLIGHT:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
     def _group(self, run_id: str) -> _Group:
         partition = partition_of(run_id)
         group = self._groups.get(partition)
         if group is None:
             group = self._groups[partition] = _Group()
-            if not self._scheduled and self._in_flight < IN_FLIGHT:
-                self._scheduled = True
-                self._loop.call_soon(self._flush)
+            self._schedule()
         return group
 
     def _flush(self) -> None:
         """Sends everything; tasks start in the order they are made, so a run's appends go before its end."""
         self._scheduled = False
-        if not self._groups:
+        if not self._groups and not self._others:
             return
         groups, self._groups = self._groups, {}
-        sends: list[Coroutine[Any, Any, None]] = []
+        others, self._others = self._others, []
+        sends: list[Coroutine[Any, Any, None]] = [self._make(*other) for other in others]
         for partition, group in groups.items():
             if group.appends:
                 sends.append(self._send(self._store.append, partition, group.appends))
@@ -99,9 +111,8 @@ class Committer:
             left -= 1
             if left == 0:
                 self._in_flight -= 1
-                if self._groups and not self._scheduled:
-                    self._scheduled = True
-                    self._loop.call_soon(self._flush)
+                if self._groups or self._others:
+                    self._schedule()
 
         for send in sends:
             self._loop.create_task(send).add_done_callback(one_done)
@@ -111,6 +122,19 @@ class Committer:
 
     async def _park(self, partition: int, parks: list[Park]) -> dict[str, str]:
         return await self._store.park(partition, self._host(), parks)
+
+    async def _make(self, call: Callable[[], Awaitable[Any]], answer: "asyncio.Future[Any]") -> None:
+        try:
+            made = await self.insist(call)
+        except BaseException as error:
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()
+            if not isinstance(error, Exception):
+                raise
+            return
+        if not answer.done():
+            answer.set_result(made)
 
     async def insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Makes a call, which may be made twice, until the store takes it.

@@ -203,6 +203,18 @@ class RunEngine(Execution):
         if self._verdict is not None and not (resumes and self._verdict.state is RunState.CANCELLED):
             raise RunAborted
 
+    async def may_call(self) -> None:
+        """The last moment before an effect is sent: nobody else may own the run by now."""
+        if not self.services.lease_holds():
+            await self.services.lease_renewed()
+        if self.leaving:
+            raise RunAborted
+
+    @property
+    def is_to_end(self) -> bool:
+        """Whether it has been decided how the run ends, whatever its code does."""
+        return self._verdict is not None
+
     def compacted(self, payload: bytes, number: int, length: int = 1) -> None:
         """The journal begins with this checkpoint; steps are numbered anew from it."""
         self.checkpoint, self.checkpoints, self._length = payload, number, length

@@ -95,6 +95,14 @@ class IdempotencyConflict(StepFailed):
     """
 
 
+_BY_END = {"not_permitted": NotPermitted, "approval_denied": ApprovalDenied, "conflict": IdempotencyConflict}
+
+
+def step_failed(error_class: str, message: str, step: str, end: str = "", ended_by: str = "") -> StepFailed:
+    """The error of a step that ended so."""
+    return _BY_END.get(end, StepFailed)(error_class, message, step, end, ended_by)
+
+
 class InvalidValue(PenstockError):
     """A value does not fit the annotation at a boundary: an input, an argument, a result."""
 

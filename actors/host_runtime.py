@@ -16,6 +16,7 @@ from actors.engine import RunEngine
 from actors.gatekeeper import Link
 from actors.host_gates import HostGates
 from actors.hub_link import unreachable
+from actors.journal import Kind, decode_entry
 from actors.placement import home_partitions
 from actors.reaper import Reaper
 from actors.registry import App
@@ -24,6 +25,7 @@ from actors.timers import Timers
 from actors.wait_notes import WaitNotes
 from actors.watch import Watch
 from actors.watchdog import Watchdog, forget_old_notes
+from cluster import reader
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.keys import partition_of
@@ -116,6 +118,12 @@ class HostRuntime:
         while not self.lease_holds():
             self._lease_ok.clear()
             await self._lease_ok.wait()
+
+    async def has_open_intent(self, run_id: str, path: str) -> bool:
+        """Whether a run's journal has an intent at a step that is not closed."""
+        entries = [decode_entry(raw) for raw in await reader.journal(self.store, run_id)]
+        last = next((entry for entry in reversed(entries) if entry.step == path), None)
+        return last is not None and last.kind == Kind.INTENT
 
     def gone(self, engine: RunEngine) -> None:
         """A run has left its slot."""

@@ -92,6 +92,8 @@ class IntentFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         approval: id of the approval, where one was needed.
         undoes: the step whose effect this one compensates.
         simulated: nothing is sent.
+        owner: who settles an unknown outcome; empty for the tenant's operators.
+        settle_by_ms: when an unknown outcome should have been settled (epoch milliseconds).
     """
 
     key: str
@@ -103,6 +105,8 @@ class IntentFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     approval: str = ""
     undoes: str = ""
     simulated: bool = False
+    owner: str = ""
+    settle_by_ms: int = 0
 
 
 encode_facts: Final = msgspec.json.Encoder().encode

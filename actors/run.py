@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from actors import durable, steps
+from actors.errors import InvalidValue
 from actors.scope import SCOPE
 
 if TYPE_CHECKING:
@@ -81,7 +82,20 @@ class Run:
             StepFailed: the tool failed for good.
             InvalidValue: the arguments do not fit the tool.
         """
-        return steps.call(self._engine, self._next_step(), tool, args, kwargs)
+        return steps.call(self._engine, self.next_step(), tool, args, kwargs)
+
+    def effect(self, *, key: str) -> "KeyedEffect":
+        """Effects under a key of your own: ``await run.effect(key="refund:order-17").call(refund, order)``.
+
+        The key stands for one effect in all runs, batches and forks of the tenant: the first call causes it, others get
+        its receipt, and one with other arguments fails as :class:`IdempotencyConflict`.
+
+        Raises:
+            InvalidValue: the key is empty, longer than 256 characters, or not printable.
+        """
+        if not key or len(key) > 256 or not key.isprintable():
+            raise InvalidValue(f"run.effect(key={key[:40]!r}): give 1 to 256 printable characters")
+        return KeyedEffect(self, key)
 
     def spawn(self, agent: "Agent[I, O]", payload: I, /) -> Awaitable[O]:
         """Starts a child run and awaits its output; this run is unloaded meanwhile.
@@ -90,27 +104,27 @@ class Run:
             ChildFailed: the child ended without success.
             InvalidValue: the input does not fit the agent.
         """
-        return durable.spawn(self._engine, self._next_step(), agent, payload)
+        return durable.spawn(self._engine, self.next_step(), agent, payload)
 
     def sleep(self, seconds: float, /) -> Awaitable[None]:
         """Waits, however often the host changes meanwhile; a long wait holds no memory anywhere."""
-        return durable.sleep(self._engine, self._next_step(), seconds)
+        return durable.sleep(self._engine, self.next_step(), seconds)
 
     def now(self) -> datetime:
         """The time (UTC, by the store's clock), recorded."""
         engine = self._engine
-        moment: int = durable.value(engine, self._next_step(), "now", engine.services.now_ms)
+        moment: int = durable.value(engine, self.next_step(), "now", engine.services.now_ms)
         return datetime.fromtimestamp(moment / 1000, UTC)
 
     def random(self) -> float:
         """A random number in [0, 1), recorded. No secret: it is in the journal."""
         engine = self._engine
-        drawn: float = durable.value(engine, self._next_step(), "random", engine.services.draw)
+        drawn: float = durable.value(engine, self.next_step(), "random", engine.services.draw)
         return drawn
 
     def uuid(self) -> uuids.UUID:
         """A random UUID, recorded."""
-        return uuids.UUID(durable.value(self._engine, self._next_step(), "uuid", lambda: str(uuids.uuid4())))
+        return uuids.UUID(durable.value(self._engine, self.next_step(), "uuid", lambda: str(uuids.uuid4())))
 
     async def checkpoint(self, state: Any) -> None:
         """Drops the run's past: from here on a replay starts with :attr:`state` and the steps that follow.
@@ -123,7 +137,8 @@ class Run:
         """
         await durable.checkpoint(self._engine, state)
 
-    def _next_step(self) -> str:
+    def next_step(self) -> str:
+        """The path of the next step that the caller's task asks for."""
         task = asyncio.current_task()
         scope = SCOPE.get()
         if scope.owner is not task:
@@ -133,3 +148,24 @@ class Run:
             if task is not None:
                 self._engine.branch_started(task)
         return scope.next_step()
+
+
+class KeyedEffect:
+    """Effects of a run under a business key; see :meth:`Run.effect`."""
+
+    __slots__ = ("_key", "_run")
+
+    def __init__(self, run: Run, key: str) -> None:
+        self._run = run
+        self._key = key
+
+    def call(self, tool: "Tool[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        """Calls a tool as :meth:`Run.call` does, under the key.
+
+        Raises:
+            IdempotencyConflict: the key stands for other arguments.
+            InvalidValue: the tool is no effect (its risk is below WRITE), or the arguments do not fit.
+        """
+        if not tool.options.risk.is_effect:
+            raise InvalidValue(f"run.effect(key=...).call({tool.name}): only effects (risk WRITE and above) have keys")
+        return steps.call(self._run._engine, self._run.next_step(), tool, args, kwargs, self._key)

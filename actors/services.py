@@ -38,5 +38,8 @@ class Services(Protocol):
     async def lease_renewed(self) -> None:
         """Returns when it may again."""
 
+    async def has_open_intent(self, run_id: str, path: str) -> bool:
+        """Whether a run's journal has an intent at a step that is not closed."""
+
     def gone(self, engine: "RunEngine") -> None:
         """The run holds no slot of this host any more."""

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from actors.journal import Entry, Kind, Status
 
-# An intent is recorded under the effect's own path and closed by its call.
-_SAME_STEP: Final = {Kind.INTENT.value: Kind.CALL.value}
+# An intent is recorded under the effect's own path and closed by its call, or by what a person says of it.
+_SAME_STEP: Final = {Kind.INTENT.value: Kind.CALL.value, Kind.RESOLUTION.value: Kind.CALL.value}
 
 
 class Asked(NamedTuple):
