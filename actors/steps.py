@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from actors.asked import Asked, Interrupted
-from actors.attempts import NoMore, Outcome, Postponed
+from actors.attempts import NoMore, Outcome
 from actors.contract import Tool
 from actors.core.identity import idempotency_key
 from actors.core.outcome import StepEnd, Unknown, after_crash
 from actors.errors import PayloadTooLarge, RunAborted, StepFailed
+from actors.gatekeeper import Postponed
 from actors.journal import Entry, Kind, Status, decode_error, encode_error
 from actors.scope import SCOPE
 from actors.verdict import unknown
@@ -70,6 +71,11 @@ class _Step:
         engine = self.engine
         began_ms = engine.services.now_ms() - round((engine.services.clock() - self.asked.began) * 1000)
         return engine.entry(kind, self.path, self.tool.name, self.args_digest, status, payload, attempts, began_ms)
+
+    def undo(self, passage: Passage | None) -> None:
+        """Its call does not go after all: what the gate gave for it is for the next one."""
+        if passage is not None and self.asked.gatekeeper is not None:
+            self.asked.gatekeeper.undo(passage)
 
     async def record(self, outcome: Outcome) -> Any:
         """Records how the step ended; its value, or its error."""
@@ -162,8 +168,7 @@ async def _admitted(step: _Step) -> Passage | None:
     try:
         await engine.may_start()
     except BaseException:
-        if passage is not None and step.asked.gatekeeper is not None:
-            step.asked.gatekeeper.undo(passage)
+        step.undo(passage)
         raise
     return passage
 
@@ -173,8 +178,7 @@ async def _effect(step: _Step, passage: Passage | None) -> Any:
     try:
         await step.engine.write([step.entry(Kind.INTENT, Status.OPEN, b"", 0)], 0)
     except BaseException:
-        if passage is not None and step.asked.gatekeeper is not None:
-            step.asked.gatekeeper.undo(passage)
+        step.undo(passage)
         raise
     return await _caused(step, passage)
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from actors.asked import Asked, Held
 from actors.attempts import Attempts
+from actors.bounds import nearest
 from cluster.store import Store
 
 _WORTH_S: Final = 0.5
@@ -49,7 +50,7 @@ def _note(asked: Asked, held: Held, now: float, now_ms: int) -> dict[str, Any]:
         # To half a second, so that the same wait makes the same note in every beat.
         return round((now_ms + (moment - now) * 1000) / 500) * 500
 
-    bound, left_s = min(asked.bounds(now).items(), key=lambda each: each[1])
+    bound, left_s = nearest(asked.bounds(now))
     note: dict[str, Any] = {
         "what": held.what,
         "step": asked.step,
