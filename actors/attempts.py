@@ -17,7 +17,7 @@ from actors.gatekeeper import Gatekeeper
 from actors.invocation import Invocation
 from actors.reservation import ONE_REQUEST, Reservations
 from admission.passage import Passage
-from admission.retry import FailureClass, RetryPolicy
+from admission.retry import LONGEST_RETRY_AFTER_S, FailureClass, RetryPolicy
 
 _DEFAULT_RETRY: Final = RetryPolicy()
 _SHORTEST_S: Final = 1e-3
@@ -188,7 +188,7 @@ class Attempts:
                 if _is_for_us(error):
                     raise
                 failure = classify(error, effect=options.risk.is_effect)
-                after_s = self._asked_pause(asked, error)
+                after_s = self._asked_pause(asked, call, error)
                 decision: Decision = after_failure(
                     failure,
                     risk=options.risk,
@@ -238,7 +238,7 @@ class Attempts:
             dependency=options.dependency,
             is_effect=options.risk.is_effect,
             bounded_by=bounded_by,
-            maximum_retry_after_s=3600.0
+            maximum_retry_after_s=LONGEST_RETRY_AFTER_S
             if asked.gatekeeper is None
             else asked.gatekeeper.dependency.maximum_retry_after_s,
         )
@@ -292,19 +292,17 @@ class Attempts:
             text = f"tenant {asked.tenant!r} had no retry left for {name} until {bound} was over"
             raise NoMore(StepEnd.BUDGET_EXHAUSTED, f"retry_budget of {name}; {bound}", text) from None
 
-    def _asked_pause(self, asked: Asked, error: BaseException) -> float:
+    def _asked_pause(self, asked: Asked, call: ToolCall, error: BaseException) -> float:
         """How long the other side asked to be left alone, in seconds; what is no such time is clamped, and said."""
         wish = getattr(error, "retry_after_s", None) if isinstance(error, ToolError) else None
         if wish is None:
             return 0.0
-        gatekeeper = asked.gatekeeper
-        most = 3600.0 if gatekeeper is None else gatekeeper.dependency.maximum_retry_after_s
         usable = isinstance(wish, int | float) and not math.isnan(wish)
-        pause_s = min(max(float(wish), 0.0), most) if usable else 0.0
+        pause_s = min(max(float(wish), 0.0), call.maximum_retry_after_s) if usable else 0.0
         if not usable or pause_s != wish:
-            _LOG.warning("tool %s: retry_after is %r; taken as %g s", asked.tool.name, wish, pause_s)
-        if gatekeeper is not None and pause_s > 0:
-            gatekeeper.stop(pause_s)
+            _LOG.warning("tool %s: retry_after is %r; taken as %g s", call.tool, wish, pause_s)
+        if asked.gatekeeper is not None and pause_s > 0:
+            asked.gatekeeper.stop(pause_s)
         return pause_s
 
 

@@ -7,8 +7,12 @@ retry policy.
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LONGEST_RETRY_AFTER_S: Final = 3600.0
+"""What a dependency may ask for (Retry-After) and is believed, where nothing else is declared of it."""
 
 
 class FailureClass(StrEnum):
