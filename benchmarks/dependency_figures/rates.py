@@ -13,7 +13,6 @@ from benchmarks.dependency_figures.bench import Bench, Deployment, of
 from benchmarks.dependency_figures.load import Arm, Shape, zipf
 from benchmarks.figures import Figure, at_least, at_most, beside
 from benchmarks.limit_simulation import Plan, simulate
-from benchmarks.limit_simulation import worst_window as worst_of
 from benchmarks.provider import analysis
 from benchmarks.provider.arrivals import Arrival
 from benchmarks.provider.conduct import NS
@@ -97,7 +96,7 @@ def simulated_hosts(hosts: int, limit: int, window_s: float, command: str) -> li
     return [
         at_most(
             f"{name}, worst window of {window_s:g} s",
-            worst_of(admitted, window_s) / limit,
+            analysis.most_within(admitted, window_s) / limit,
             "of the limit",
             1.0,
             command,
