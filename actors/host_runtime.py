@@ -139,7 +139,7 @@ class HostRuntime:
         self._new_identity()
         self.gates = HostGates(self.app.dependencies, self.host, self._links)
         self.attempts = Attempts(self.loop.time, self.draw, self.gates.keepers)
-        self._waits = WaitNotes(self.store, self.host, self.attempts)
+        self._waits = WaitNotes(self.store, lambda: self.host, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
