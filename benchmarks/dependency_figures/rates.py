@@ -34,8 +34,7 @@ def others(limit: float, window_s: float, hosts: int) -> dict[str, Arm]:
 def measured(arrivals: list[Arrival], shape: Shape, limit: float, window_s: float) -> tuple[float, float]:
     """The worst sliding window as a share of the limit, and how much of the limit was used after the first window."""
     moments = analysis.moments(arrivals)
-    # The provider's clock is the monotonic one.
-    start_ns = round((shape.start_at + time.monotonic() - time.time()) * NS)
+    start_ns = shape.begin_ns()
     first_ns, end_ns = start_ns + round(window_s * NS), start_ns + round(shape.span_s * NS)
     worst = analysis.worst_window(moments, window_s) / limit
     return worst, analysis.share_used(moments, limit, window_s, first_ns, end_ns)
