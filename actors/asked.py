@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from actors.contract import Tool
@@ -89,7 +89,6 @@ class Asked:
         stuck: is told that the tool goes on in spite of its cancellation.
         rests: where an effect says that it is between two attempts; None for what is cancelled anyway.
         gatekeeper: of the tool's dependency.
-        held: what the step waits for.
         held_s: seconds that gate and budget have held it up so far.
     """
 
@@ -106,11 +105,9 @@ class Asked:
     run_deadline: float
     lease_renewed: Callable[[], Awaitable[None]]
     stuck: Callable[[], None]
-    rests: "Rests | None"
+    rests: Rests | None
     gatekeeper: Gatekeeper | None = None
-    held: Held | None = None
     held_s: float = 0.0
-    cost: dict[str, float] = field(default_factory=dict)
 
     @property
     def may_probe(self) -> bool:

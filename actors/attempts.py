@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,11 +13,11 @@ from actors.bounds import nearest
 from actors.contract import Tool, ToolCall
 from actors.core.outcome import Decision, GiveUp, StepEnd, TryAgain, Unknown, after_failure, after_no_more
 from actors.errors import InvalidValue, RateLimited, Rejected, ToolError, described
-from actors.gatekeeper import Gatekeeper, Postponed
+from actors.gatekeeper import Gatekeeper
 from actors.invocation import Invocation
 from actors.reservation import ONE_REQUEST, Reservations
 from admission.passage import Passage
-from admission.retry import FailureClass, RetryPolicy
+from admission.retry import LONGEST_RETRY_AFTER_S, FailureClass, RetryPolicy
 
 _DEFAULT_RETRY: Final = RetryPolicy()
 _SHORTEST_S: Final = 1e-3
@@ -116,7 +116,7 @@ class Attempts:
         if gatekeeper is None:
             text = f"tool {asked.tool.name!r} names dependency {name!r}, which this app does not declare"
             raise NoMore(StepEnd.REFUSED, f"dependency={name}", f"{text}: add Dependency({name!r}, ...) to it")
-        cost = asked.cost = self._cost(asked, gatekeeper)
+        cost = self._cost(asked, gatekeeper)
         passage = gatekeeper.try_pass(asked.rank, cost, asked.may_probe)
         if passage is not None:
             return passage
@@ -127,18 +127,15 @@ class Attempts:
             )
         now = self._clock()
         bound, left_s = nearest(asked.bounds(now))
-        held = Held("gate", now)
-        self._hold(asked, held)
         try:
-            async with asyncio.timeout(left_s):
-                return await gatekeeper.passage(asked.rank, cost, asked.may_probe, may_postpone=may_postpone)
+            with self._holding(asked, Held("gate", now)):
+                async with asyncio.timeout(left_s):
+                    return await gatekeeper.passage(asked.rank, cost, asked.may_probe, may_postpone=may_postpone)
         except TimeoutError:
             what = gatekeeper.hindrance()
             raise NoMore(
                 StepEnd.TIMED_OUT, bound, f"not let through to {name} within {self._clock() - now:.4g} s: {what.text}"
             ) from None
-        finally:
-            self._release(asked, held)
 
     def _cost(self, asked: Asked, gatekeeper: Gatekeeper) -> dict[str, float]:
         if not gatekeeper.limits_tokens:
@@ -154,14 +151,16 @@ class Attempts:
             cost = {name: min(amount, most.get(name, math.inf)) for name, amount in cost.items()}
         return cost
 
-    def _hold(self, asked: Asked, held: Held) -> None:
-        asked.held = self.waiting[asked] = held
-
-    def _release(self, asked: Asked, held: Held) -> None:
-        asked.held = None
-        self.waiting.pop(asked, None)
-        if held.what != "pause":
-            asked.held_s += self._clock() - held.since
+    @contextlib.contextmanager
+    def _holding(self, asked: Asked, held: Held) -> Iterator[None]:
+        """While a step waits: people are told what for; what gate and budget hold up is none of its retries' time."""
+        self.waiting[asked] = held
+        try:
+            yield
+        finally:
+            self.waiting.pop(asked, None)
+            if held.what != "pause":
+                asked.held_s += self._clock() - held.since
 
     # Trying
 
@@ -189,7 +188,7 @@ class Attempts:
                 if _is_for_us(error):
                     raise
                 failure = classify(error, effect=options.risk.is_effect)
-                after_s = self._asked_pause(asked, error)
+                after_s = self._asked_pause(asked, call, error)
                 decision: Decision = after_failure(
                     failure,
                     risk=options.risk,
@@ -243,7 +242,7 @@ class Attempts:
             dependency=options.dependency,
             is_effect=options.risk.is_effect,
             bounded_by=bounded_by,
-            maximum_retry_after_s=3600.0
+            maximum_retry_after_s=LONGEST_RETRY_AFTER_S
             if asked.gatekeeper is None
             else asked.gatekeeper.dependency.maximum_retry_after_s,
         )
@@ -274,50 +273,40 @@ class Attempts:
 
     async def _before_next(self, asked: Asked, attempt: int, pause_s: float, error: str) -> Passage | None:
         """The retry budget, the pause, the lease and the gate, in this order; each bounded by the step's bounds."""
-        bound, left_s = nearest(asked.bounds(self._clock()))
         if asked.gatekeeper is not None:
-            await self._within_budget(asked, attempt, bound, left_s, error)
+            await self._within_budget(asked, asked.gatekeeper, attempt, error)
         bound, left_s = nearest(asked.bounds(self._clock()))
         if pause_s >= left_s:
             raise NoMore(StepEnd.TIMED_OUT, bound, f"the pause of {pause_s:.4g} s before a retry would outlast it")
         now = self._clock()
-        held = Held("pause", now, now + pause_s, attempt + 1, error)
-        self._hold(asked, held)
-        try:
+        with self._holding(asked, Held("pause", now, now + pause_s, attempt + 1, error)):
             await asyncio.sleep(pause_s)
-        finally:
-            self._release(asked, held)
         await asked.lease_renewed()
         return await self.admit(asked, may_postpone=False)
 
-    async def _within_budget(self, asked: Asked, attempt: int, bound: str, left_s: float, error: str) -> None:
-        gatekeeper = asked.gatekeeper
-        assert gatekeeper is not None
-        held = Held("budget", self._clock(), None, attempt + 1, error)
-        self._hold(asked, held)
+    async def _within_budget(self, asked: Asked, gatekeeper: Gatekeeper, attempt: int, error: str) -> None:
+        now = self._clock()
+        bound, left_s = nearest(asked.bounds(now))
         try:
-            async with asyncio.timeout(left_s):
-                await gatekeeper.retry(asked.tenant)
+            with self._holding(asked, Held("budget", now, None, attempt + 1, error)):
+                async with asyncio.timeout(left_s):
+                    await gatekeeper.retry(asked.tenant)
         except TimeoutError:
             name = gatekeeper.dependency.name
             text = f"tenant {asked.tenant!r} had no retry left for {name} until {bound} was over"
             raise NoMore(StepEnd.BUDGET_EXHAUSTED, f"retry_budget of {name}; {bound}", text) from None
-        finally:
-            self._release(asked, held)
 
-    def _asked_pause(self, asked: Asked, error: BaseException) -> float:
+    def _asked_pause(self, asked: Asked, call: ToolCall, error: BaseException) -> float:
         """How long the other side asked to be left alone, in seconds; what is no such time is clamped, and said."""
         wish = getattr(error, "retry_after_s", None) if isinstance(error, ToolError) else None
         if wish is None:
             return 0.0
-        gatekeeper = asked.gatekeeper
-        most = 3600.0 if gatekeeper is None else gatekeeper.dependency.maximum_retry_after_s
         usable = isinstance(wish, int | float) and not math.isnan(wish)
-        pause_s = min(max(float(wish), 0.0), most) if usable else 0.0
+        pause_s = min(max(float(wish), 0.0), call.maximum_retry_after_s) if usable else 0.0
         if not usable or pause_s != wish:
-            _LOG.warning("tool %s: retry_after is %r; taken as %g s", asked.tool.name, wish, pause_s)
-        if gatekeeper is not None and pause_s > 0:
-            gatekeeper.stop(pause_s)
+            _LOG.warning("tool %s: retry_after is %r; taken as %g s", call.tool, wish, pause_s)
+        if asked.gatekeeper is not None and pause_s > 0:
+            asked.gatekeeper.stop(pause_s)
         return pause_s
 
 
@@ -349,6 +338,3 @@ def _is_for_us(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0
     return isinstance(error, GeneratorExit)
-
-
-__all__ = ["Attempts", "NoMore", "Outcome", "Postponed", "classify"]

@@ -9,7 +9,7 @@ from actors.core.outcome import Risk
 from actors.effect_options import HOOKS, NO_EFFECT, EffectOptions, check_effect_options
 from actors.errors import DefinitionError
 from actors.schema import Signature, Value
-from admission.retry import RetryPolicy
+from admission.retry import LONGEST_RETRY_AFTER_S, RetryPolicy
 
 if TYPE_CHECKING:
     from actors.run import Run
@@ -62,7 +62,7 @@ class ToolCall:
         dependency: str | None = None,
         is_effect: bool = False,
         bounded_by: str = "timeout",
-        maximum_retry_after_s: float = 3600.0,
+        maximum_retry_after_s: float = LONGEST_RETRY_AFTER_S,
     ) -> None:
         self.tool = tool
         self.run_id = run_id

@@ -90,13 +90,8 @@ def problems_in_code(error: ValidationError) -> list[str]:
     return problems
 
 
-def same(one: Dependency, other: Dependency) -> bool:
-    """Whether two definitions mean the same; the order of their limits means nothing."""
-    return not differing(one, other)
-
-
 def differing(one: Dependency, other: Dependency) -> list[str]:
-    """The fields in which two definitions differ."""
+    """The fields in which two definitions differ; the order of their limits means nothing."""
     left, right = _comparable(one), _comparable(other)
     return [name for name in left if left[name] != right[name]]
 

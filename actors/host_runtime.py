@@ -7,8 +7,8 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from actors.attempts import Attempts
 from actors.committer import Committer
@@ -31,7 +31,7 @@ from cluster.errors import StoreError
 from cluster.keys import partition_of
 from cluster.records import Claim
 from cluster.store import Store
-from cluster.tasks import end
+from cluster.tasks import KeptTasks, end
 
 _CLAIM_MOST: Final = 64
 _CLAIM_WORTH: Final = 8
@@ -75,7 +75,8 @@ class HostRuntime:
         self._dirty: dict[int, None] = {}
         self._work = asyncio.Event()
         self._claiming = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = KeptTasks(_LOG, lambda: f"host {self.host}")
+        self._keep = self._tasks.start
         self._listening: asyncio.Task[None] | None = None
         self._watch = Watch(settings.watch_address, self._lost)
         self._watched: tuple[str, ...] = ()
@@ -146,7 +147,7 @@ class HostRuntime:
         self._new_identity()
         self.gates = HostGates(self.app.dependencies, self.host, self._links)
         self.attempts = Attempts(self.loop.time, self.draw, self.gates.keepers)
-        self._waits = WaitNotes(self.store, self.host, self.attempts)
+        self._waits = WaitNotes(self.store, lambda: self.host, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
@@ -422,18 +423,7 @@ class HostRuntime:
         self.gates.abandon()
         self._timers.close()
         self.committer.close()
-        await end(task for task in self._tasks if task is not asyncio.current_task())
+        await self._tasks.end()
         await self._watch.stop()
         self.attempts.close()
         await self.store.close()
-
-    def _keep(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _LOG.error("host %s: %s failed", self.host, task.get_name(), exc_info=task.exception())

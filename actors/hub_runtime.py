@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import random
-from collections.abc import Coroutine
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from admission.hub_record import news, restore, view
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.store import Store
-from cluster.tasks import end
+from cluster.tasks import KeptTasks
 
 _IDLE_PERIOD_S: Final = 2.0
 _BURY_EVERY_S: Final = 1.0
@@ -45,7 +44,8 @@ class HubRuntime:
         self._active = asyncio.Event()
         self._buried_at = -math.inf
         self._writing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = KeptTasks(_LOG, lambda: f"hub of {self.declared.name}")
+        self._keep = self._tasks.start
 
     async def start(self) -> None:
         """Begins a new epoch, and goes on from what the last hub has left."""
@@ -212,15 +212,5 @@ class HubRuntime:
     async def abandon(self) -> None:
         """Closes everything and tells nobody."""
         self.superseded = True
-        await end(task for task in self._tasks if task is not asyncio.current_task())
+        await self._tasks.end()
         await self.store.close()
-
-    def _keep(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _LOG.error("hub of %s: %s failed", self.declared.name, task.get_name(), exc_info=task.exception())

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 import ray
@@ -95,29 +96,15 @@ class Supervisor:
         """
         for name, dependency in self._dependencies.items():
             plain = as_plain(dependency)
-            remote = ray.remote(DependencyHub).options(
-                name=hub_actor_name(self._settings.name, name),
-                namespace=_namespace(self._settings),
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                max_restarts=-1,
-                max_concurrency=_CONCURRENCY,
-            )
+            remote = _lasting(DependencyHub, self._settings, hub_actor_name(self._settings.name, name))
             self._hubs[name] = remote.remote(self._plain, plain)
             self._hubs[name].define.remote(plain)
 
     def _create(self, place: Place) -> Any:
         """The host actor of a place; an existing one (this supervisor was restarted) is taken as it is."""
-        remote = ray.remote(AgentHost).options(
-            name=_actor_name(self._settings, place.label),
-            namespace=_namespace(self._settings),
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_concurrency=_CONCURRENCY,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+        there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+        remote = _lasting(
+            AgentHost, self._settings, _actor_name(self._settings, place.label), scheduling_strategy=there
         )
         return remote.remote(self._plain, self._app, place.label, place.node[:8])
 
@@ -137,15 +124,34 @@ class Supervisor:
         """Hosts hand their runs back and end; nothing is started any more."""
         self._stopping = True
         await self._keeper
-        leaving = [asyncio.wrap_future(host.leave.remote().future()) for host in self._hosts.values()]
-        await asyncio.wait(leaving, timeout=10) if leaving else None
-        for host in self._hosts.values():
-            ray.kill(host, no_restart=True)
+        await _end(self._hosts.values(), within_s=10)
         # Last, so that hosts can give back what they have.
-        leaving = [asyncio.wrap_future(hub.leave.remote().future()) for hub in self._hubs.values()]
-        await asyncio.wait(leaving, timeout=5) if leaving else None
-        for hub in self._hubs.values():
-            ray.kill(hub, no_restart=True)
+        await _end(self._hubs.values(), within_s=5)
+
+
+def _lasting(kind: type[Any], settings: Settings, name: str, **options: Any) -> Any:
+    """What makes a named, detached actor that Ray restarts for ever; one that is there already is taken as it is."""
+    remote: Any = ray.remote(kind)
+    return remote.options(
+        name=name,
+        namespace=_namespace(settings),
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=_CONCURRENCY,
+        **options,
+    )
+
+
+async def _end(actors: Iterable[Any], *, within_s: float) -> None:
+    """Lets actors leave in order, and ends them then, those as well that have not left in time."""
+    known = list(actors)
+    leaving = [asyncio.wrap_future(actor.leave.remote().future()) for actor in known]
+    if leaving:
+        await asyncio.wait(leaving, timeout=within_s)
+    for actor in known:
+        ray.kill(actor, no_restart=True)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
@@ -168,16 +174,8 @@ def deploy(settings: Settings, app: str, *, hosts_per_node: int | None = None, w
     Raises:
         TimeoutError: hosts did not come up; the text carries what one of them says.
     """
-    remote: Any = ray.remote(Supervisor)
-    supervisor = remote.options(
-        name=_actor_name(settings, SUPERVISOR),
-        namespace=_namespace(settings),
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=_CONCURRENCY,
-    ).remote(plain_settings(settings), app, hosts_per_node)
+    remote = _lasting(Supervisor, settings, _actor_name(settings, SUPERVISOR))
+    supervisor = remote.remote(plain_settings(settings), app, hosts_per_node)
     if not wait:
         return
     until = time.monotonic() + _READY_S

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from actors.asked import Asked
-from actors.attempts import NoMore, Outcome, Postponed
+from actors.attempts import NoMore, Outcome
 from actors.contract import Tool
 from actors.core.identity import idempotency_key
 from actors.core.outcome import StepEnd
 from actors.errors import PayloadTooLarge, step_failed
+from actors.gatekeeper import Postponed
 from actors.journal import Entry, Kind, Status, decode_error, encode_error
 from actors.receipts import IntentFacts, encode_facts
 from admission.passage import Passage
@@ -213,9 +214,7 @@ class ToolStep:
             stuck=functools.partial(self.engine.stuck, self.path, hook.name, is_effect=False),
             rests=None,
             gatekeeper=None,
-            held=None,
             held_s=0.0,
-            cost={},
         )
         try:
             passage = await attempts.admit(asked, may_postpone=False)

@@ -51,8 +51,7 @@ def ignored_cancellation(path: str, tool: str, *, is_effect: bool) -> Verdict:
     message = f"tool {tool!r} goes on although it was cancelled after its time-out: it swallows CancelledError"
     if not is_effect:
         return failed("ToolIgnoresCancellation", message, path, "tool ignores cancellation", end="timed_out")
-    error = encode_error("ConfirmationUnknown", f"{message}. Nobody can prove whether its effect happened", path)
-    return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {tool} at step {path}", b"", error)
+    return _unconfirmed(path, tool, message)
 
 
 def unproven(entry: Entry, instead_of: Verdict) -> Verdict:
@@ -60,15 +59,18 @@ def unproven(entry: Entry, instead_of: Verdict) -> Verdict:
     why = f" ({instead_of.reason})" if instead_of.reason not in ("", instead_of.state.value) else ""
     message = (
         f"tool {entry.name!r}: its host died between intent and receipt, and the run would have ended as "
-        f"{instead_of.state}{why} without asking for it again. Nobody can prove whether its effect happened"
+        f"{instead_of.state}{why} without asking for it again"
     )
-    error = encode_error("ConfirmationUnknown", message, entry.step)
-    return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {entry.name} at step {entry.step}", b"", error)
+    return _unconfirmed(entry.step, entry.name, message)
 
 
 def unknown(path: str, tool: str, outcome: Outcome) -> Verdict:
     """A run with an effect that nobody can prove."""
     why = ": ".join(outcome.error or ())
-    message = f"tool {tool!r}: {why}. Nobody can prove whether its effect happened"
-    error = encode_error("ConfirmationUnknown", message, path, outcome.end.value, outcome.ended_by)
+    return _unconfirmed(path, tool, f"tool {tool!r}: {why}", outcome.end.value, outcome.ended_by)
+
+
+def _unconfirmed(path: str, tool: str, message: str, end: str = "", ended_by: str = "") -> Verdict:
+    text = f"{message}. Nobody can prove whether its effect happened"
+    error = encode_error("ConfirmationUnknown", text, path, end, ended_by)
     return Verdict(RunState.CONFIRMATION_UNKNOWN, f"effect {tool} at step {path}", b"", error)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from admission.retry import RetryPolicy
+from admission.retry import LONGEST_RETRY_AFTER_S, RetryPolicy
 
 RESOURCES: Final = ("requests", "input_tokens", "output_tokens", "tokens")
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -137,7 +137,7 @@ class Dependency:
     breaker: Breaker | None = Field(default_factory=Breaker, kw_only=True)
     retry: RetryPolicy = Field(default_factory=RetryPolicy, kw_only=True)
     retry_budget: RetryBudget | None = Field(default_factory=RetryBudget, kw_only=True)
-    maximum_retry_after_s: float = Field(default=3600.0, gt=0, le=86400, kw_only=True)
+    maximum_retry_after_s: float = Field(default=LONGEST_RETRY_AFTER_S, gt=0, le=86400, kw_only=True)
 
     @field_validator("name")
     @classmethod

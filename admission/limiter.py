@@ -14,7 +14,7 @@ back. Pure: time is an argument (seconds of one monotonic clock).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from admission.dependency import Cost, Limit
@@ -49,6 +49,11 @@ class _Bucket:
         self._inherited, self._inherited_until = 0.0, -math.inf
         # The largest cost above the burst that was lent within the last window.
         self._largest, self._largest_at = 0.0, -math.inf
+
+    @property
+    def key(self) -> str:
+        """Names the limit in snapshots, whatever its amount is then."""
+        return f"{self.limit.resource}/{self.limit.window_s:g}"
 
     def forget(self, now: float) -> None:
         """Drops what is older than the window."""
@@ -201,10 +206,7 @@ class RateLimiter:
 
     def most(self) -> dict[str, float]:
         """The most that one call can take, by resource: more would wait for ever."""
-        found: dict[str, float] = {}
-        for bucket in self._buckets:
-            found[bucket.limit.resource] = min(found.get(bucket.limit.resource, math.inf), bucket.amount)
-        return found
+        return self._least(lambda bucket: bucket.amount)
 
     def is_large(self, cost: Cost) -> bool:
         """Whether a call takes more of something than the pace ever lets out at once."""
@@ -212,13 +214,10 @@ class RateLimiter:
 
     def available(self, now: float) -> dict[str, float]:
         """What could go now, by resource."""
-        found: dict[str, float] = {}
+        if now < self.stopped_until:
+            return dict.fromkeys(self.resources, 0.0)
         pace = self.pace(now)
-        for bucket in self._buckets:
-            free = 0.0 if now < self.stopped_until else max(0.0, min(bucket.room(now), bucket.paced(now, pace)))
-            name = bucket.limit.resource
-            found[name] = min(found.get(name, math.inf), free)
-        return found
+        return self._least(lambda bucket: max(0.0, min(bucket.room(now), bucket.paced(now, pace))))
 
     def share(self, cost: Cost) -> float:
         """The largest share of any limit that a cost is: what hosts are compared by (dominant resource fairness)."""
@@ -282,9 +281,14 @@ class RateLimiter:
 
     def rates(self) -> dict[str, float]:
         """Units a second, by resource, that the limits allow over time."""
+        return self._least(lambda bucket: bucket.rate)
+
+    def _least(self, of: Callable[["_Bucket"], float]) -> dict[str, float]:
+        """The least that any limit of a resource says, by resource."""
         found: dict[str, float] = {}
         for bucket in self._buckets:
-            found[bucket.limit.resource] = min(found.get(bucket.limit.resource, math.inf), bucket.rate)
+            name = bucket.limit.resource
+            found[name] = min(found.get(name, math.inf), of(bucket))
         return found
 
     # Looking and keeping
@@ -306,12 +310,9 @@ class RateLimiter:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """JSON-like data; times relative to now."""
-        ledgers = []
-        for bucket in self._buckets:
-            key = f"{bucket.limit.resource}/{bucket.limit.window_s:g}"
-            ledgers.append({"limit": key} | bucket.snapshot(now, self.pace(now)))
-        stopped_s = max(0.0, self.stopped_until - now)
-        return {"ledgers": ledgers, "pace": self.pace(now), "stopped_s": stopped_s}
+        pace = self.pace(now)
+        ledgers = [{"limit": bucket.key} | bucket.snapshot(now, pace) for bucket in self._buckets]
+        return {"ledgers": ledgers, "pace": pace, "stopped_s": max(0.0, self.stopped_until - now)}
 
     def restore(self, now: float, plain: Mapping[str, Any], gap_s: float | None, held_s: float = 0.0) -> None:
         """Goes on from a snapshot that is ``gap_s`` old: what was out then, and all that the limits allow since then,
@@ -323,7 +324,7 @@ class RateLimiter:
         """
         ledgers = {ledger["limit"]: ledger for ledger in plain.get("ledgers", ())}
         for bucket in self._buckets:
-            ledger = ledgers.get(f"{bucket.limit.resource}/{bucket.limit.window_s:g}")
+            ledger = ledgers.get(bucket.key)
             if ledger is not None:
                 bucket.refill(now, ledger, gap_s, held_s)
         self._pace, self._paced_at = float(plain.get("pace", 1.0)), now

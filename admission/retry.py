@@ -7,8 +7,12 @@ retry policy.
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LONGEST_RETRY_AFTER_S: Final = 3600.0
+"""What a dependency may ask for (Retry-After) and is believed, where nothing else is declared of it."""
 
 
 class FailureClass(StrEnum):
@@ -68,16 +72,11 @@ class RetryPolicy(BaseModel):
         except OverflowError:
             return self.maximum_interval
 
-    def pause(
-        self,
-        attempt: int,
-        elapsed: float,
-        draw: float,
-        at_least_s: float = 0.0,
-        *,
-        failure: FailureClass | None = None,
-    ) -> float | None:
-        """Seconds to wait after a failed attempt, or None when it was the last one; :meth:`why_last` says why.
+    def after(
+        self, attempt: int, elapsed: float, draw: float, at_least_s: float = 0.0, *, failure: FailureClass | None = None
+    ) -> float | str:
+        """What follows a failed attempt: seconds to wait, or the field that made it the last one, as in
+        ``retry.maximum_attempts=4``.
 
         Args:
             attempt: the attempt that failed, from 1.
@@ -87,23 +86,25 @@ class RetryPolicy(BaseModel):
                 come back sooner is to be refused again. Only ``max_duration`` bounds it.
             failure: how the attempt failed, to be held against ``retryable``; None where the caller has done so.
         """
-        after = self._after(attempt, elapsed, draw, at_least_s, failure)
+        if failure is not None and failure not in self.retryable:
+            return f"retry.retryable={','.join(self.retryable)}"
+        if attempt >= self.maximum_attempts:
+            return f"retry.maximum_attempts={self.maximum_attempts}"
+        pause = max(self.bound(attempt) * draw, at_least_s)
+        return f"retry.max_duration={self.max_duration:g}" if elapsed + pause > self.max_duration else pause
+
+    def pause(
+        self, attempt: int, elapsed: float, draw: float, at_least_s: float = 0.0, *, failure: FailureClass | None = None
+    ) -> float | None:
+        """The seconds of :meth:`after`, or None when it was the last attempt."""
+        after = self.after(attempt, elapsed, draw, at_least_s, failure=failure)
         return None if isinstance(after, str) else after
 
     def why_last(
-        self,
-        attempt: int,
-        elapsed: float,
-        draw: float,
-        at_least_s: float = 0.0,
-        *,
-        failure: FailureClass | None = None,
+        self, attempt: int, elapsed: float, draw: float, at_least_s: float = 0.0, *, failure: FailureClass | None = None
     ) -> str | None:
-        """The field that made an attempt the last one, as in ``retry.maximum_attempts=4``; None when it was not.
-
-        The arguments are those of :meth:`pause`; with the same ones, exactly one of the two is None.
-        """
-        after = self._after(attempt, elapsed, draw, at_least_s, failure)
+        """The field of :meth:`after`, or None when it was not the last attempt."""
+        after = self.after(attempt, elapsed, draw, at_least_s, failure=failure)
         return after if isinstance(after, str) else None
 
     def schedule(self, draws: Sequence[float]) -> list[float]:
@@ -117,14 +118,3 @@ class RetryPolicy(BaseModel):
             pauses.append(pause)
             elapsed += pause
         return pauses
-
-    def _after(
-        self, attempt: int, elapsed: float, draw: float, at_least_s: float, failure: FailureClass | None
-    ) -> float | str:
-        """The pause in seconds, or the field that allows none."""
-        if failure is not None and failure not in self.retryable:
-            return f"retry.retryable={','.join(self.retryable)}"
-        if attempt >= self.maximum_attempts:
-            return f"retry.maximum_attempts={self.maximum_attempts}"
-        pause = max(self.bound(attempt) * draw, at_least_s)
-        return f"retry.max_duration={self.max_duration:g}" if elapsed + pause > self.max_duration else pause

@@ -4,10 +4,10 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import psutil
 import uvloop
@@ -22,6 +22,7 @@ from penstock.views import BatchStatus
 
 T = TypeVar("T")
 APP = "benchmarks.agents"
+_ROOT: Final = Path(__file__).parents[1]
 
 
 class Bench:
@@ -40,30 +41,48 @@ class Bench:
     @asynccontextmanager
     async def hosts(self, slots_per_host: int) -> AsyncIterator[Client]:
         """A deployment with real hosts, and a client to it."""
-        settings = self.settings(slots_per_host=slots_per_host)
-        await asyncio.to_thread(deploy, settings, APP)
-        try:
-            async with Client(settings=settings, app=load_app(APP)) as client:
-                yield client
-        finally:
-            await asyncio.to_thread(shutdown, settings)
+        async with deployed(self.settings(slots_per_host=slots_per_host), APP) as client:
+            yield client
+
+
+@asynccontextmanager
+async def deployed(settings: Settings, app: str, hosts_per_node: int | None = None) -> AsyncIterator[Client]:
+    """A deployment on the Ray node that this process is connected to, and a client to it."""
+    await asyncio.to_thread(deploy, settings, app, hosts_per_node=hosts_per_node)
+    try:
+        async with Client(settings=settings, app=load_app(app)) as client:
+            yield client
+    finally:
+        await asyncio.to_thread(shutdown, settings)
 
 
 @contextmanager
 def running(hosts: int) -> Iterator[Bench]:
     """Starts the store and a Ray node with so many CPUs; stops both."""
-    root = Path(__file__).parents[1]
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory:
-        store = EmbeddedValkey(Path(directory))
-        store.start()
-        ray = LocalRay(nodes=1, cpus_per_node=hosts, python_path=[root])
-        try:
-            ray.start()
-            with connect(ray.address):
-                yield Bench(store.url, store.pid or 0)
-        finally:
-            ray.stop()
-            store.stop()
+    with a_store() as store, a_ray_node(hosts):
+        yield Bench(store.url, store.pid or 0)
+
+
+@contextmanager
+def a_store() -> Iterator[EmbeddedValkey]:
+    """A store of its own, which leaves nothing behind."""
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory,
+        EmbeddedValkey(Path(directory)) as store,
+    ):
+        yield store
+
+
+@contextmanager
+def a_ray_node(cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A Ray node with so many logical CPUs, to which this process is connected; ``environment`` is its workers'."""
+    ray = LocalRay(nodes=1, cpus_per_node=cpus, python_path=[_ROOT], extra_environment=environment or {})
+    try:
+        ray.start()
+        with connect(ray.address):
+            yield
+    finally:
+        ray.stop()
 
 
 async def ended(client: Client, batch: str) -> BatchStatus:

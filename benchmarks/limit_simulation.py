@@ -120,13 +120,3 @@ def simulate(plan: Plan) -> Outcome:
     simulation = _Simulation(plan)
     simulation.run()
     return Outcome(sorted(simulation.admitted), simulation.exchanges)
-
-
-def worst_window(moments: list[float], window_s: float) -> int:
-    """The most moments in any window of this length."""
-    worst = first = 0
-    for last, moment in enumerate(moments):
-        while moment - moments[first] >= window_s:
-            first += 1
-        worst = max(worst, last - first + 1)
-    return worst

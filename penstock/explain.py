@@ -173,8 +173,7 @@ def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     if record.due_ms is None:
         owner = "its children" if record.reason == "child" else record.reason or "unknown"
         return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
-    left_s = (record.due_ms - facts.now_ms) / 1000
-    due = f"due {_moment(record.due_ms)}, " + (f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago")
+    due = f"due {_moment(record.due_ms)}, {_in(record.due_ms, facts.now_ms)}"
     bound = due if record.deadline_ms is None else f"{due}; {_bound(record, facts)}"
     kind, _, dependency = record.reason.partition(" ")
     if dependency:
@@ -189,17 +188,13 @@ _PARKED = {"breaker": "the breaker of", "retry_after": "a Retry-After of"}
 def _bound(record: RunRecord, facts: WhyFacts) -> str:
     bounds: list[str] = []
     if record.deadline_ms is not None:
-        left_s = (record.deadline_ms - facts.now_ms) / 1000
-        when = f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago"
+        when = _in(record.deadline_ms, facts.now_ms)
         bounds.append(f"deadline {_moment(record.deadline_ms)}, {when}: then it is cancelled")
     if facts.max_wait_ms is not None and record.started_ms is None and record.state is RunState.QUEUED:
         left_s = (record.accepted_ms + facts.max_wait_ms - facts.now_ms) / 1000
         when = f"over in {left_s:.1f} s" if left_s > 0 else f"over since {-left_s:.1f} s"
         bounds.append(f"max_wait {facts.max_wait_ms / 1000:g} s, {when}: then it is shed")
-    return "; ".join(bounds) if bounds else _UNBOUND
-
-
-_UNBOUND = "none: the job has neither a deadline nor a max_wait that applies now"
+    return "; ".join(bounds) if bounds else "none: the job has neither a deadline nor a max_wait that applies now"
 
 
 def _last_step(facts: WhyFacts) -> str:

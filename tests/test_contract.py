@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.attempts import classify
 from actors.core.outcome import GiveUp, TryAgain, Unknown, after_crash, after_failure
+from actors.job import ValueClass
 from actors.registry import app_of, load_app
 from actors.schema import Signature, Value
+from admission.exchange import RANKS
 from admission.retry import FailureClass
 from cluster.lifecycle import RunState
 from penstock import (
@@ -569,3 +571,8 @@ async def test_what_is_too_large_is_refused_with_the_limit(redis_url: str) -> No
             assert (error.error_class, error.step) == ("PayloadTooLarge", step), where
             assert "the limit is 2000 (PENSTOCK_PAYLOAD_LIMIT_BYTES)" in error.message
         assert len(await deployment.result(large, ["agent", 1998])) == 1998
+
+
+def test_gates_know_the_classes_of_jobs_in_their_order() -> None:
+    """Two rooms have the list, since the lower one cannot import the upper one's."""
+    assert [value.value for value in ValueClass] == list(RANKS)

@@ -227,6 +227,28 @@ async def test_who_is_cancelled_at_the_gate_leaves_nothing_behind(redis_url: str
         assert "p" not in CALLS
 
 
+async def test_what_a_run_waits_for_is_noted_under_its_hosts_present_name(redis_url: str) -> None:
+    async with spine(redis_url, *AGENTS, dependencies=[Dependency("d", max_concurrency=1)]) as deployment:
+        host = await deployment.host()
+        names = ["one", "other"]
+        for name in names:
+            GATES[name] = asyncio.Event()
+        runs = [await deployment.submit(caller, [["read", name]]) for name in names]
+
+        async def is_noted() -> bool:  # of which run it is depends on which one goes first
+            return len(await deployment.store.fields(deployment.store.keys.waits(host.host))) == 1
+
+        await until(is_noted, "a note")
+        first = host.host
+        await deployment.reap(first)
+        await until(lambda: host.host != first, "a new name")
+        await until(is_noted, "a note under the new name")
+        for name in names:
+            GATES[name].set()
+        for run_id in runs:
+            assert (await deployment.end(run_id)).state is RunState.SUCCEEDED
+
+
 @pytest.mark.parametrize("bound", ["schedule_to_close=2.5", "the run's deadline"])
 async def test_a_bound_that_comes_first_at_the_gate_is_named(redis_url: str, bound: str) -> None:
     async with spine(redis_url, *AGENTS, dependencies=[Dependency("d", max_concurrency=1)]) as deployment:

@@ -100,10 +100,10 @@ def after_failure(
         return Unknown(by) if effect and ambiguous_before and not idempotent else GiveUp(StepEnd.REJECTED, by)
     if effect and ambiguous and not idempotent:
         return Unknown("idempotent=False")
-    last = policy.why_last(attempt, elapsed, draw, at_least_s=at_least_s, failure=failure)
-    if last is None:
-        return TryAgain(policy.pause(attempt, elapsed, draw, at_least_s=at_least_s, failure=failure) or 0.0)
-    return Unknown(last) if effect and ambiguous else GiveUp(_END_BY[last.partition("=")[0]], last)
+    after = policy.after(attempt, elapsed, draw, at_least_s, failure=failure)
+    if not isinstance(after, str):
+        return TryAgain(after)
+    return Unknown(after) if effect and ambiguous else GiveUp(_END_BY[after.partition("=")[0]], after)
 
 
 _END_BY: Final = {

@@ -3,27 +3,21 @@
 import asyncio
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 from actors.job import Job
-from actors.registry import load_app
-from actors.supervisor import deploy, shutdown
+from benchmarks.bench import a_ray_node, a_store, deployed, ended
 from benchmarks.dependency_agents import REDIS_VARIABLE
 from benchmarks.dependency_figures.load import Shape
 from benchmarks.provider.arrivals import Arrival
 from benchmarks.provider.running import RunningProvider, running_provider
 from cluster.config import Settings
-from cluster.embedded import EmbeddedValkey
-from cluster.session import LocalRay, connect
 from penstock.client import Client
 
 APP: Final = "benchmarks.dependency_figures.load"
-ROOT: Final = Path(__file__).parents[2]
 _numbers: Final = itertools.count(1)
 
 
@@ -43,12 +37,8 @@ class Bench:
             slots_per_host=slots_per_host,
             partitions=max(8, count),
         )
-        await asyncio.to_thread(deploy, settings, APP, hosts_per_node=count)
-        try:
-            async with Client(settings=settings, app=load_app(APP)) as client:
-                yield Deployment(client, self.provider)
-        finally:
-            await asyncio.to_thread(shutdown, settings)
+        async with deployed(settings, APP, hosts_per_node=count) as client:
+            yield Deployment(client, self.provider)
 
 
 class Deployment:
@@ -86,9 +76,7 @@ class Deployment:
 
     async def ended(self, batch: str) -> None:
         """Waits for the end of a batch, whose runs have to succeed."""
-        last = await self.client.status(batch)
-        async for status in self.client.watch(batch):
-            last = status
+        last = await ended(self.client, batch)
         assert set(last.by_state) == {"succeeded"}, last
 
     async def single_calls(self, rate: float, until: float, calls: Sequence[dict[str, Any]], batch: str) -> int:
@@ -119,15 +107,9 @@ def of(arrivals: Sequence[Arrival], value: str) -> list[Arrival]:
 @contextmanager
 def running(hosts: int) -> Iterator[Bench]:
     """Starts the store, the provider and a Ray node with so many logical CPUs; stops all of them."""
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as directory, running_provider() as provider:
-        store = EmbeddedValkey(Path(directory))
-        store.start()
-        variables = provider.environment | {REDIS_VARIABLE: store.url}
-        ray = LocalRay(nodes=1, cpus_per_node=hosts, python_path=[ROOT], extra_environment=variables)
-        try:
-            ray.start()
-            with connect(ray.address):
-                yield Bench(store.url, provider)
-        finally:
-            ray.stop()
-            store.stop()
+    with (
+        running_provider() as provider,
+        a_store() as store,
+        a_ray_node(hosts, provider.environment | {REDIS_VARIABLE: store.url}),
+    ):
+        yield Bench(store.url, provider)

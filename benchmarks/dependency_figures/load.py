@@ -15,6 +15,7 @@ from actors.contract import ToolCall, agent, tool
 from actors.core.outcome import Risk
 from actors.run import Run
 from benchmarks.dependency_agents import HOST, Calls, Made, Permits, caller, one, provider
+from benchmarks.provider.conduct import NS
 
 
 class Arm(BaseModel):
@@ -49,6 +50,10 @@ class Shape(BaseModel):
     patience_s: float = Field(default=2.0, gt=0)
     arms: list[Arm] = [Arm()]
     seed: int = 1
+
+    def begin_ns(self) -> int:
+        """When it begins, by the monotonic clock, which is the provider's."""
+        return round((self.start_at + time.monotonic() - time.time()) * NS)
 
     def rates(self) -> Iterator[tuple[float, dict[str, float]]]:
         """Until when (seconds from the start) each host makes how many calls a second."""

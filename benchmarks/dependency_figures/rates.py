@@ -13,7 +13,6 @@ from benchmarks.dependency_figures.bench import Bench, Deployment, of
 from benchmarks.dependency_figures.load import Arm, Shape, zipf
 from benchmarks.figures import Figure, at_least, at_most, beside
 from benchmarks.limit_simulation import Plan, simulate
-from benchmarks.limit_simulation import worst_window as worst_of
 from benchmarks.provider import analysis
 from benchmarks.provider.arrivals import Arrival
 from benchmarks.provider.conduct import NS
@@ -35,8 +34,7 @@ def others(limit: float, window_s: float, hosts: int) -> dict[str, Arm]:
 def measured(arrivals: list[Arrival], shape: Shape, limit: float, window_s: float) -> tuple[float, float]:
     """The worst sliding window as a share of the limit, and how much of the limit was used after the first window."""
     moments = analysis.moments(arrivals)
-    # The provider's clock is the monotonic one.
-    start_ns = round((shape.start_at + time.monotonic() - time.time()) * NS)
+    start_ns = shape.begin_ns()
     first_ns, end_ns = start_ns + round(window_s * NS), start_ns + round(shape.span_s * NS)
     worst = analysis.worst_window(moments, window_s) / limit
     return worst, analysis.share_used(moments, limit, window_s, first_ns, end_ns)
@@ -97,7 +95,7 @@ def simulated_hosts(hosts: int, limit: int, window_s: float, command: str) -> li
     return [
         at_most(
             f"{name}, worst window of {window_s:g} s",
-            worst_of(admitted, window_s) / limit,
+            analysis.most_within(admitted, window_s) / limit,
             "of the limit",
             1.0,
             command,

@@ -101,16 +101,17 @@ async def too_many_requests(
     """Half as many calls again as the quota allows: first nobody knows it, then an operator sets it."""
     provider = bench.provider
     quota = Quota(amount=amount, window_s=window_s, retry_after_s=2.0, strict=True)
-    provider.set_mode(Mode(latency_ms=20, jitter_ms=20, quota=quota))
+    limited = Mode(latency_ms=20, jitter_ms=20, quota=quota)
+    provider.set_mode(limited)
     provider.forget()
     async with bench.hosts(hosts) as deployment:
         span_s = unknown_s + known_s
         batch, _ = await deployment.shape(span_s=span_s, rate=1.5 * amount / window_s)
         await asyncio.sleep(1.0 + unknown_s)
         await deployment.define("provider", rate=[{"resource": "requests", "amount": amount, "per": window_s}])
-        known_ns = provider.set_mode(Mode(latency_ms=20, jitter_ms=20, quota=quota))
+        known_ns = provider.set_mode(limited)
         await asyncio.sleep(known_s - 1.0)
-        end_ns = provider.set_mode(Mode(latency_ms=20, jitter_ms=20, quota=quota))
+        end_ns = provider.set_mode(limited)
         arrivals = provider.arrivals()
         await deployment.client.cancel(batch)
         provider.set_mode(WELL)

@@ -18,16 +18,20 @@ def let_through(arrivals: Sequence[Arrival]) -> list[Arrival]:
 
 
 def worst_window(moments_ns: Sequence[int], window_s: float, weights: Sequence[float] | None = None) -> float:
-    """The most that arrived within any window of the given length: exact, by two pointers.
+    """The most that arrived within any window of the given length; see :func:`most_within`."""
+    return most_within(moments_ns, round(window_s * NS), weights)
 
-    A window is half open: two arrivals that are just so far apart do not share one. ``weights`` says what each arrival
+
+def most_within(moments: Sequence[float], window: float, weights: Sequence[float] | None = None) -> float:
+    """The most within any window of the given length, in the moments' own unit: exact, by two pointers.
+
+    A window is half open: two moments that are just so far apart do not share one. ``weights`` says what each moment
     counts (its tokens, say); 1 by default.
     """
-    window_ns = round(window_s * NS)
     worst, inside, first = 0.0, 0.0, 0
-    for last, moment in enumerate(moments_ns):
+    for last, moment in enumerate(moments):
         inside += 1 if weights is None else weights[last]
-        while moment - moments_ns[first] >= window_ns:
+        while moment - moments[first] >= window:
             inside -= 1 if weights is None else weights[first]
             first += 1
         worst = max(worst, inside)

@@ -247,16 +247,10 @@ def _text_of(response: Any) -> str:
     return content[:_GLIMPSE_BYTES].decode(errors="replace")
 
 
-@contextlib.contextmanager
-def _mapped(call: ToolCall, place: str, meanings: Meanings | None, *, begun: bool = False) -> Iterator[None]:
-    """Maps errors; ``begun``: the other side has begun to answer."""
-    try:
-        yield
-    except Exception as error:
-        meant = _meant(call, error, place, meanings)
-        if meant is None:
-            raise
-        raise (meaning.once_begun(meant) if begun else meant) from error
+def _mapped(
+    call: ToolCall, place: str, meanings: Meanings | None, *, begun: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    return meaning.mapped(lambda error: _meant(call, error, place, meanings), begun=begun)
 
 
 def _meant(call: ToolCall, error: Exception, place: str, meanings: Meanings | None) -> ToolError | None:

@@ -3,12 +3,13 @@
 httpx and httpx2 have the same errors in different classes, so their modules are asked, if they are loaded at all.
 """
 
+import contextlib
 import logging
 import re
 import ssl
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from actors.contract import ToolCall
@@ -154,7 +155,22 @@ def of_status(
     return kind(said, retry_after_s=hint.seconds)
 
 
-def once_begun(error: ToolError) -> ToolError:
+@contextlib.contextmanager
+def mapped(meant_by: Callable[[Exception], ToolError | None], *, begun: bool = False) -> Iterator[None]:
+    """Raises what an error means in its place; an error that means nothing here stays what it is.
+
+    ``begun``: the other side has begun to answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        meant = meant_by(error)
+        if meant is None:
+            raise
+        raise (_once_begun(meant) if begun else meant) from error
+
+
+def _once_begun(error: ToolError) -> ToolError:
     """The error, of a call that the other side has begun to answer: nothing can prove then that it was not applied."""
     if not isinstance(error, NotApplied):
         return error

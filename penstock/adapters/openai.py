@@ -151,15 +151,8 @@ def _package(place: str) -> Any:
         raise Rejected(f"{place}: the package openai is needed: pip install 'openai>=3,<4' ({error})") from error
 
 
-@contextlib.contextmanager
-def _mapped(call: ToolCall, place: str, *, begun: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        meant = _meant(call, error, place)
-        if meant is None:
-            raise
-        raise (meaning.once_begun(meant) if begun else meant) from error
+def _mapped(call: ToolCall, place: str, *, begun: bool = False) -> contextlib.AbstractContextManager[None]:
+    return meaning.mapped(lambda error: _meant(call, error, place), begun=begun)
 
 
 def _meant(call: ToolCall, error: Exception, place: str) -> ToolError | None:

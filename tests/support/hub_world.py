@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,10 +268,3 @@ class HubWorld:
                 first += 1
             worst = max(worst, total)
         return worst
-
-    def by_host_in_flight(self) -> dict[str, int]:
-        """Calls under way, by host."""
-        found: dict[str, int] = defaultdict(int)
-        for name, host in self.hosts.items():
-            found[name] = host.gate.in_flight
-        return found
