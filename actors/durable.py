@@ -148,10 +148,14 @@ async def checkpoint(engine: "RunEngine", state: Any) -> None:
     engine.check_size("the checkpoint", payload)
     number = engine.checkpoints + 1
     now_ms = engine.services.now_ms()
-    raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms)
+    # Effects of the past have a trail, and may have to be undone.
+    facts = b'{"has_effects":true}' if engine.has_effects else b""
+    raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms, facts)
     compact, claim, length = engine.services.store.compact, engine.claim, engine.journal_length
     raw = engine.sealed(raw)
-    answer = await engine.services.committer.insist(lambda: compact(claim.id, claim.fence, length, raw))
+    answer = await engine.services.committer.insist(
+        lambda: compact(claim.id, claim.fence, length, raw, archive=engine.has_effects)
+    )
     if answer == "GAP":
         engine.lost_track("its owner lost track of the journal")
     if answer != "OK":

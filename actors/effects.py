@@ -129,7 +129,7 @@ async def _resumed(step: ToolStep) -> Any:
 
 
 async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *, intent_open: bool) -> Any:
-    if begun.word == "busy" and await _is_void(step, begun.owner):
+    if begun.word in ("busy", "conflict") and await _is_void(step, begun.owner):
         begun = await _begin(step, void_owner=begun.owner)
     options = step.tool.options
     following = after_begin(
@@ -190,7 +190,7 @@ async def _let_through_again(step: ToolStep, *, uncertain: bool) -> Passage | No
         RunAborted: the run is to end or to leave first; the intent stays open, or is taken back where nothing was sent.
     """
     engine = step.engine
-    if not uncertain and engine.is_to_end:
+    if not uncertain and engine.is_to_end and not step.undoes:
         await _settle(step, Receipt(NOT_APPLIED))
         await step.withdraw("the run is to end, and nothing was sent")
         raise RunAborted
@@ -280,7 +280,7 @@ async def _not_there(step: ToolStep, lost: Outcome, tries: int) -> Any:
     await _settle(step, Receipt(NOT_APPLIED, "reconcile", error=error, attempts=lost.attempts))
     said = f"{error[1]}; reconcile was asked {tries} times: it was not applied"
     await step.withdraw(said[:_LONGEST_TEXT], lost.attempts)
-    if engine.is_to_end or engine.leaving:
+    if engine.leaving or (engine.is_to_end and not step.undoes):
         raise RunAborted
     step.lost_calls += 1
     if step.lost_calls >= engine.services.attempts.most_attempts(step.asked):
@@ -318,14 +318,14 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
     receipt = Receipt(
         APPLIED if applied else NOT_APPLIED,
         by,
-        msgspec.Raw(outcome.payload) if outcome.error is None else msgspec.Raw(b""),
+        msgspec.Raw(outcome.payload) if outcome.error is None else msgspec.UNSET,
         outcome.error,
         evidence,
         outcome.attempts,
     )
     await _settle(step, receipt)
     _reach("after_settle", step)
-    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.Raw(b"")))
+    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     try:
         return await step.record(outcome, facts)
     finally:
@@ -349,13 +349,13 @@ async def _inherited(step: ToolStep, begun: EffectBegun) -> Any:
     receipt = decode_receipt(begun.receipt)
     mine = begun.owner == step.owner
     by = receipt.by if mine else f"run {begun.owner.partition(':')[0]}"
-    inherited = msgspec.structs.replace(receipt, by=by, result=msgspec.Raw(b""))
+    inherited = msgspec.structs.replace(receipt, by=by, result=msgspec.UNSET)
     return await step.record(_outcome_of(step, receipt), encode_receipt(inherited))
 
 
 def _outcome_of(step: ToolStep, receipt: Receipt) -> Outcome:
     """The step's outcome by a receipt that says that it was applied."""
-    raw, result = bytes(receipt.result), step.tool.signature.result
+    raw, result = receipt.known_result, step.tool.signature.result
     if not raw and receipt.error is not None:
         return Outcome(receipt.attempts, error=receipt.error, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
     try:
@@ -384,7 +384,7 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
     receipt = Receipt(APPLIED, by, said.result, None, said.evidence, entry.attempts, said.why)
     if record is not None and not theirs:
         await _settle(step, receipt)
-    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.Raw(b"")))
+    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     return True, await step.record(_outcome_of(step, receipt), facts)
 
 

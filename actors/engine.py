@@ -5,6 +5,9 @@ import contextlib
 import logging
 from typing import Any, Final, NoReturn
 
+import msgspec
+
+from actors.compensation import compensates, undone
 from actors.contract import Agent
 from actors.core.identity import Scope
 from actors.core.parking import Wait, parking
@@ -31,8 +34,8 @@ class RunEngine(Execution):
 
     __slots__ = (
         "_buffer", "_deadline", "_journal_lost", "_length", "_link", "_parking", "_quiet_scheduled", "agent",
-        "checkpoint", "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "rank", "replay", "run",
-        "services", "waits",
+        "checkpoint", "checkpoints", "claim", "has_effects", "host", "job", "lineage", "parked_until_ms", "rank",
+        "replay", "run", "services", "waits",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, agent: Agent[Any, Any], services: Services) -> None:
@@ -48,6 +51,7 @@ class RunEngine(Execution):
         self.replay: Replay | None = None
         self.checkpoint: bytes | None = None
         self.checkpoints = 0
+        self.has_effects = False
         self.waits: dict[str, tuple[Wait, asyncio.Future[None]]] = {}
         self.parked_until_ms: int | None = None
         self._length = len(claim.journal)
@@ -103,6 +107,9 @@ class RunEngine(Execution):
         if self.claim.losses >= self.services.max_losses:
             self._verdict = hosts_lost(self.claim.losses)
             return True
+        if self.replay is not None and self.replay.ending is not None:
+            self._verdict = msgspec.json.decode(self.replay.ending.payload, type=Verdict)
+            return True
         if self.claim.cancel:
             self.request_cancel(self.claim.cancel)
         if self.leaving or self._departing:
@@ -117,6 +124,7 @@ class RunEngine(Execution):
         if replay.checkpoint is not None:
             self.compacted(replay.checkpoint.payload, int(replay.checkpoint.step), self._length)
         self.replay = replay
+        self.has_effects = replay.has_effects
 
     def _success(self, value: Any) -> Verdict:
         if self.replay is not None:
@@ -160,11 +168,25 @@ class RunEngine(Execution):
         if verdict is None or self._journal_lost:
             await self._hand_back()
             return
-        opened = None if self.replay is None else self.replay.open_effect()
+        ending = None if self.replay is None else self.replay.ending
+        opened = None if self.replay is None or ending is not None else self.replay.open_effect()
         if opened is not None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
             verdict = unproven(opened, verdict)
+        if self.has_effects and compensates(verdict):
+            after = await self._undone(verdict)
+            if after is None:
+                return
+            verdict = after
         end = Finish(self.claim.id, self.claim.fence, verdict.state, verdict.reason, verdict.output, verdict.error)
         await self.services.committer.finish(end)
+
+    async def _undone(self, verdict: Verdict) -> Verdict | None:
+        """The verdict once the run's effects are undone; None when another host has the run."""
+        try:
+            return await undone(self, verdict)
+        except RunAborted:
+            doubt = self._verdict
+            return doubt if doubt is not None and doubt.state is RunState.CONFIRMATION_UNKNOWN else None
 
     async def _hand_back(self) -> None:
         self.leaving = True

@@ -59,6 +59,7 @@ class HostRuntime:
         self.host = ""
         self._registered = ""
         self.runs: dict[str, RunEngine] = {}
+        self.tools = {tool.name: tool for tool in app.tools}
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.max_losses = settings.max_losses
         self.store: Store

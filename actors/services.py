@@ -1,12 +1,13 @@
 """What a host gives to the runs on it."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.attempts import Attempts
 from actors.committer import Committer
 from cluster.store import Store
 
 if TYPE_CHECKING:
+    from actors.contract import Tool
     from actors.engine import RunEngine
 
 
@@ -19,6 +20,7 @@ class Services(Protocol):
     attempts: Attempts
     payload_limit_bytes: int
     max_losses: int
+    tools: "dict[str, Tool[Any, Any]]"
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

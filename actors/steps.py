@@ -36,6 +36,8 @@ async def call(
     await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
     if tool.options.risk.is_effect:
+        engine.services.tools.setdefault(tool.name, tool)
+        engine.has_effects = True
         return await effects.make(step, entry)
     return await _read(step)
 

@@ -1,5 +1,7 @@
 """How a run is to end."""
 
+from typing import Final
+
 import msgspec
 
 from actors.attempts import Outcome
@@ -7,6 +9,8 @@ from actors.core.replay import Divergence
 from actors.errors import StepFailed, described
 from actors.journal import Entry, encode_error
 from cluster.lifecycle import RunState
+
+HOSTS_LOST: Final = "too many hosts lost"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -43,7 +47,7 @@ def failure(error: BaseException) -> Verdict:
 def hosts_lost(losses: int) -> Verdict:
     """A run that is given up: whatever it does, it may well be what its hosts died of."""
     message = f"{losses} {'host' if losses == 1 else 'hosts'} died under it without progress"
-    return failed("TooManyHostsLost", message, reason="too many hosts lost")
+    return failed("TooManyHostsLost", message, reason=HOSTS_LOST)
 
 
 def ignored_cancellation(path: str, tool: str, *, is_effect: bool) -> Verdict:

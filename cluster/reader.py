@@ -46,6 +46,13 @@ async def journal(store: Store, run_id: str) -> list[bytes]:
     return entries
 
 
+async def archive(store: Store, run_id: str) -> list[bytes]:
+    """What a run's checkpoints have replaced, oldest first, where it had effects."""
+    key = store.keys.of(partition_of(run_id), f"archive:{run_id}")
+    entries: list[bytes] = await store.command(key, "LRANGE", key, 0, -1)
+    return entries
+
+
 async def place(store: Store, run_id: str) -> int | None:
     """How many runs of its partition are before a queued run; None when it is not in the queue."""
     key = store.keys.queues[partition_of(run_id)]

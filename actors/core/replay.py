@@ -41,17 +41,24 @@ class Divergence(Exception):
 class Replay:
     """The recorded steps that have not been asked for yet."""
 
-    __slots__ = ("_by_step", "checkpoint")
+    __slots__ = ("_by_step", "checkpoint", "ending", "has_effects")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         by_step: dict[str, Entry] = {}
         self.checkpoint: Entry | None = None
+        self.ending: Entry | None = None
+        self.has_effects = False
         for entry in entries:
             if entry.kind == Kind.CHECKPOINT:
                 # Everything before a checkpoint is behind the run.
                 self.checkpoint = entry
                 by_step.clear()
+                self.has_effects = self.has_effects or bool(entry.facts)
+            elif entry.kind == Kind.ENDING:
+                # The agent's code is over: what follows only undoes its effects.
+                self.ending = entry
             else:
+                self.has_effects = self.has_effects or entry.kind == Kind.INTENT
                 # The later entry of a step closes the earlier one.
                 by_step[entry.step] = entry
         self._by_step = by_step
