@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN_MS: Final = 2000
 _LONGEST_TEXT: Final = 300
+_REPLICAS_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,13 @@ async def _intended(step: ToolStep, passage: Passage | None) -> Any:
         step.give_back(passage)
         raise
     _reach("after_begin", step)
+    if begun.word in ("new", "mine") and not await _replicated(step, step.left_s()):
+        step.give_back(passage)
+        await _settle(step, Receipt(NOT_APPLIED))
+        text = f"{step.tool.options.effect.replicas} replicas did not have its intent in time; nothing was sent"
+        return await step.record(
+            Outcome(0, error=("NotReplicated", text), end=StepEnd.TIMED_OUT, ended_by="replicas; schedule_to_close")
+        )
     return await _go_on(step, begun, passage, intent_open=False)
 
 
@@ -324,12 +333,26 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
         outcome.attempts,
     )
     await _settle(step, receipt)
+    await _replicated(step, math.inf)
     _reach("after_settle", step)
     facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     try:
         return await step.record(outcome, facts)
     finally:
         _reach("after_journal", step)
+
+
+async def _replicated(step: ToolStep, within_s: float) -> bool:
+    """Waits until as many replicas as the tool asks for have what was written for this effect; False if not in time."""
+    replicas, services = step.tool.options.effect.replicas, step.engine.services
+    keys = services.store.keys.run(step.engine.claim.id), services.store.keys.effect(step.identity)
+    deadline = services.clock() + within_s
+    for key in keys if replicas else ():
+        while not await services.store.replicated(key, replicas):
+            if services.clock() >= deadline:
+                return False
+            await asyncio.sleep(_REPLICAS_AGAIN_S)
+    return True
 
 
 async def _settle(step: ToolStep, receipt: Receipt) -> None:

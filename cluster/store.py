@@ -325,6 +325,13 @@ class Store:
         )
         return bool(answer == b"OK")
 
+    async def replicated(self, key: str, replicas: int, within_ms: int = 1000) -> bool:
+        """Whether so many replicas have all that was written before to the server of ``key`` (a hash)."""
+        # A write of its own, since a connection that was made anew meanwhile has nothing else to wait for.
+        mark = self.command(key, "HSET", key, "replicas", replicas)
+        _, have = await asyncio.gather(mark, self.command(key, "WAIT", replicas, within_ms))
+        return int(have) >= replicas
+
     async def effect(self, identity: str) -> EffectRecord | None:
         """One effect's record, or None where there is none (any more)."""
         key = self.keys.effect(identity)
