@@ -15,6 +15,7 @@ from actors.asked import Interrupted
 from actors.attempts import NoMore, Outcome
 from actors.core.effect import Next, after_begin, reconcile_pause
 from actors.core.outcome import StepEnd
+from actors.effect_record import begin, conflict, is_void, outcome_of, replicated, settle
 from actors.errors import InvalidValue, RunAborted
 from actors.journal import Entry, Kind
 from actors.receipts import (
@@ -30,15 +31,13 @@ from actors.receipts import (
 from actors.tool_step import ToolStep, no_more_outcome
 from actors.verdict import unknown
 from admission.passage import Passage
-from cluster.lifecycle import TERMINAL
 from cluster.records import EffectBegun
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    pass
 
 _LOOK_AGAIN_MS: Final = 2000
 _LONGEST_TEXT: Final = 300
-_REPLICAS_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,32 +98,23 @@ async def _anew(step: ToolStep, elsewhere: _Elsewhere | None) -> Any:
 # Beginning
 
 
-def _begin(step: ToolStep, void_owner: str = "") -> "Awaitable[EffectBegun]":
-    store, fence = step.engine.services.store, step.engine.claim.fence
-    return step.engine.services.committer.along(
-        lambda: store.begin_effect(
-            step.identity, step.owner, fence, step.arguments.hex(), step.tool.name, step.key(), void_owner=void_owner
-        )
-    )
-
-
 async def _intended(step: ToolStep, passage: Passage | None) -> Any:
     """Records that an effect is about to be caused, and causes it."""
     engine = step.engine
     _reach("before_intent", step)
-    begin = _begin(step)
+    begin_answer = begin(step)
     try:
         await engine.write([step.intent()], 0)
         _reach("after_intent", step)
-        begun = await begin
+        begun = await begin_answer
     except BaseException:
         # A record that was begun without an intent is void; whoever meets it finds that out.
         step.give_back(passage)
         raise
     _reach("after_begin", step)
-    if begun.word in ("new", "mine") and not await _replicated(step, step.left_s()):
+    if begun.word in ("new", "mine") and not await replicated(step, step.left_s()):
         step.give_back(passage)
-        await _settle(step, Receipt(NOT_APPLIED))
+        await settle(step, Receipt(NOT_APPLIED))
         text = f"{step.tool.options.effect.replicas} replicas did not have its intent in time; nothing was sent"
         return await step.record(
             Outcome(0, error=("NotReplicated", text), end=StepEnd.TIMED_OUT, ended_by="replicas; schedule_to_close")
@@ -134,12 +124,12 @@ async def _intended(step: ToolStep, passage: Passage | None) -> Any:
 
 async def _resumed(step: ToolStep) -> Any:
     """An effect whose intent is recorded, and whose outcome is not: its host died in between, or it was interrupted."""
-    return await _go_on(step, await _begin(step), None, intent_open=True)
+    return await _go_on(step, await begin(step), None, intent_open=True)
 
 
 async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *, intent_open: bool) -> Any:
-    if begun.word in ("busy", "conflict") and await _is_void(step, begun.owner):
-        begun = await _begin(step, void_owner=begun.owner)
+    if begun.word in ("busy", "conflict") and await is_void(step, begun.owner):
+        begun = await begin(step, void_owner=begun.owner)
     options = step.tool.options
     following = after_begin(
         begun.word,
@@ -165,10 +155,10 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         await step.withdraw(f"{begun.owner} is at the same effect ({begun.word})")
         return _Elsewhere(begun.owner, begun.word)
     if following is Next.REFUSE:
-        return await step.record(_conflict(step, begun))
+        return await step.record(conflict(step, begun))
     if following is Next.STOP:
         # Another branch has caused what this one would cause here otherwise: a person has to say what is to be.
-        step.engine.abort(unknown(step.path, step.tool.name, _conflict(step, begun)))
+        step.engine.abort(unknown(step.path, step.tool.name, conflict(step, begun)))
     if following is Next.UNKNOWN:
         lost = (
             "HostLost",
@@ -179,19 +169,6 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
     raise RunAborted
 
 
-async def _is_void(step: ToolStep, owner: str) -> bool:
-    """Whether a record's owner can never cause the effect: a run that has ended has no open intent, and one that may
-    cause no effects can write none.
-    """
-    store = step.engine.services.store
-    run_id, _, path = owner.partition(":")
-    key = store.keys.run(run_id)
-    state, read_only = await store.command(key, "HMGET", key, "state", "readonly")
-    if state is None or state.decode() in TERMINAL:
-        return True
-    return read_only == b"1" and not await step.engine.services.has_open_intent(run_id, path)
-
-
 async def _let_through_again(step: ToolStep, *, uncertain: bool) -> Passage | None:
     """The gate, for an effect whose intent is open.
 
@@ -200,7 +177,7 @@ async def _let_through_again(step: ToolStep, *, uncertain: bool) -> Passage | No
     """
     engine = step.engine
     if not uncertain and engine.is_to_end and not step.undoes:
-        await _settle(step, Receipt(NOT_APPLIED))
+        await settle(step, Receipt(NOT_APPLIED))
         await step.withdraw("the run is to end, and nothing was sent")
         raise RunAborted
     try:
@@ -228,7 +205,7 @@ async def _called(step: ToolStep, passage: Passage | None) -> Any:
         _reach("after_call", step)
         if outcome.interrupted:
             if not outcome.ambiguous:
-                await _settle(step, Receipt(NOT_APPLIED, error=outcome.error, attempts=outcome.attempts))
+                await settle(step, Receipt(NOT_APPLIED, error=outcome.error, attempts=outcome.attempts))
                 await step.withdraw("interrupted between two attempts", outcome.attempts, outcome.error)
             raise RunAborted
         if outcome.error is None:
@@ -286,7 +263,7 @@ async def _not_there(step: ToolStep, lost: Outcome, tries: int) -> Any:
     """It is proved that nothing was applied: the effect is caused anew, or the step has failed."""
     engine = step.engine
     error = lost.error or ("", "")
-    await _settle(step, Receipt(NOT_APPLIED, "reconcile", error=error, attempts=lost.attempts))
+    await settle(step, Receipt(NOT_APPLIED, "reconcile", error=error, attempts=lost.attempts))
     said = f"{error[1]}; reconcile was asked {tries} times: it was not applied"
     await step.withdraw(said[:_LONGEST_TEXT], lost.attempts)
     if engine.leaving or (engine.is_to_end and not step.undoes):
@@ -320,7 +297,7 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
     """Settles the effect's record, then records the step; or ends the run's driving, when nobody knows."""
     outcome = step.checked(outcome)
     if outcome.unknown:
-        await _settle(step, Receipt(UNKNOWN, by, error=outcome.error, attempts=outcome.attempts))
+        await settle(step, Receipt(UNKNOWN, by, error=outcome.error, attempts=outcome.attempts))
         step.engine.abort(unknown(step.path, step.tool.name, outcome))
     # A result that cannot be taken is none that was not applied.
     applied = outcome.error is None or outcome.end is StepEnd.INVALID_RESULT
@@ -332,8 +309,8 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
         evidence,
         outcome.attempts,
     )
-    await _settle(step, receipt)
-    await _replicated(step, math.inf)
+    await settle(step, receipt)
+    await replicated(step, math.inf)
     _reach("after_settle", step)
     facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     try:
@@ -342,52 +319,13 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
         _reach("after_journal", step)
 
 
-async def _replicated(step: ToolStep, within_s: float) -> bool:
-    """Waits until as many replicas as the tool asks for have what was written for this effect; False if not in time."""
-    replicas, services = step.tool.options.effect.replicas, step.engine.services
-    keys = services.store.keys.run(step.engine.claim.id), services.store.keys.effect(step.identity)
-    deadline = services.clock() + within_s
-    for key in keys if replicas else ():
-        while not await services.store.replicated(key, replicas):
-            if services.clock() >= deadline:
-                return False
-            await asyncio.sleep(_REPLICAS_AGAIN_S)
-    return True
-
-
-async def _settle(step: ToolStep, receipt: Receipt) -> None:
-    """Raises RunAborted when a later owner of the run has the record."""
-    engine, raw = step.engine, encode_receipt(receipt)
-    store, fence = engine.services.store, engine.claim.fence
-    settled = await engine.services.committer.along(
-        lambda: store.settle_effect(step.identity, step.owner, fence, receipt.state, raw)
-    )
-    if not settled:
-        engine.drop()
-        raise RunAborted
-
-
 async def _inherited(step: ToolStep, begun: EffectBegun) -> Any:
     """It has been applied: by another branch, under the same business key, or by this run before its host died."""
     receipt = decode_receipt(begun.receipt)
     mine = begun.owner == step.owner
     by = receipt.by if mine else f"run {begun.owner.partition(':')[0]}"
     inherited = msgspec.structs.replace(receipt, by=by, result=msgspec.UNSET)
-    return await step.record(_outcome_of(step, receipt), encode_receipt(inherited))
-
-
-def _outcome_of(step: ToolStep, receipt: Receipt) -> Outcome:
-    """The step's outcome by a receipt that says that it was applied."""
-    raw, result = receipt.known_result, step.tool.signature.result
-    if not raw and receipt.error is not None:
-        return Outcome(receipt.attempts, error=receipt.error, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
-    try:
-        return Outcome(receipt.attempts, result.load(raw or b"null"), raw or b"null")
-    except InvalidValue as error:
-        said = ("InvalidValue", str(error))
-        if not raw:
-            said = "ResultUnknown", f"tool {step.tool.name!r}: it was applied ({receipt.by}), its result is not known"
-        return Outcome(receipt.attempts, error=said, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
+    return await step.record(outcome_of(step, receipt), encode_receipt(inherited))
 
 
 async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
@@ -402,24 +340,13 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
             # It is to be caused in this branch too: as this branch's own effect.
             step.branch_only = True
         elif record is not None:
-            await _settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
+            await settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
         return False, None
     receipt = Receipt(APPLIED, by, said.result, None, said.evidence, entry.attempts, said.why)
     if record is not None and not theirs:
-        await _settle(step, receipt)
+        await settle(step, receipt)
     facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
-    return True, await step.record(_outcome_of(step, receipt), facts)
-
-
-def _conflict(step: ToolStep, begun: EffectBegun) -> Outcome:
-    run_id, _, path = begun.owner.partition(":")
-    what = f"key {step.business_key!r}" if step.business_key else f"step {step.path} of this lineage"
-    text = (
-        f"{what}: run {run_id} (step {path}) was first, with arguments {begun.arguments[:12]}; "
-        f"tool {step.tool.name!r} is asked now with {step.arguments.hex()[:12]}"
-    )
-    end = StepEnd.CONFLICT if step.business_key else StepEnd.UNKNOWN
-    return Outcome(0, error=("IdempotencyConflict", text), unknown=not step.business_key, end=end, ended_by=run_id)
+    return True, await step.record(outcome_of(step, receipt), facts)
 
 
 async def _simulated(step: ToolStep) -> Any:
