@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+from actors.simulation import NO_SIMULATION, Simulation
 from cluster.keys import digest, job_run_id
 from cluster.records import NewRun
 
@@ -63,7 +64,7 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version).
 
     ``root`` is the lineage (of child runs and forks), ``by`` who submitted the job, ``simulated`` says that its effects
-    are only simulated; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
+    are only simulated, and ``simulation`` how; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
     """
 
     v: int
@@ -77,6 +78,7 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     simulated: bool = False
     forked_from: str = ""
     forked_at: str = ""
+    simulation: Simulation = NO_SIMULATION
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(JobRecord)
@@ -99,40 +101,64 @@ def rank_of(value: str) -> int:
     return RANKS[ValueClass(value)]
 
 
-def run_id_of(job: Job, batch: str, partitions: int) -> str:
-    """The run that this job is or will be."""
+def run_id_of(job: Job, batch: str, partitions: int, *, simulated: bool = False) -> str:
+    """The run that this job is or will be. A simulated one is never one and the same as a real one, nor as another
+    simulated one that has its idempotency key.
+    """
+    if simulated:
+        return job_run_id(f"simulated:{batch}", job.custom_id, partitions)
     if job.idempotency_key is not None:
         return job_run_id(f"tenant:{job.tenant}", job.idempotency_key, partitions)
     return job_run_id(f"batch:{batch}", job.custom_id, partitions)
 
 
-def new_run(job: Job, batch: str, partitions: int) -> NewRun:
-    """What the store is asked to make of a validated job."""
+def new_run(
+    job: Job, batch: str, partitions: int, *, simulation: Simulation | None = None, version: str = ""
+) -> NewRun:
+    """What the store is asked to make of a validated job.
+
+    Args:
+        job: the job.
+        batch: the batch that it comes with.
+        partitions: how many the deployment has.
+        simulation: makes it a simulated run, with a run id that no real one can have.
+        version: of the agent; only hosts that serve it start the run. By default whichever host claims it first.
+    """
+    simulated = simulation is not None
     record = _ENCODER.encode(
-        JobRecord(RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata))
-    )
+        JobRecord(
+            RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata),
+            simulated=simulated, simulation=simulation or NO_SIMULATION,
+        )
+    )  # fmt: skip
     deadline = _deadline_text(job.deadline)
     max_wait = "" if job.max_wait is None else str(int(job.max_wait * 1000))
     return NewRun(
-        id=run_id_of(job, batch, partitions),
+        id=run_id_of(job, batch, partitions, simulated=simulated),
         custom_id=job.custom_id,
         agent=job.agent,
         rank=RANKS[job.value],
-        digest=digest(job.agent, record, deadline, max_wait),
+        digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
         job=record,
         deadline=deadline,
         max_wait=max_wait,
+        version=version,
     )
 
 
 def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str) -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant and grants.
+    """What the store is asked to make for a child run: it has its parent's value, tenant and grants, and is simulated
+    when its parent is.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
     """
+    simulation = parent.simulation.of_child(lineage.rpartition("/")[2]) if parent.simulated else NO_SIMULATION
     record = _ENCODER.encode(
-        JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage)
-    )
+        JobRecord(
+            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage,
+            simulated=parent.simulated, simulation=simulation,
+        )
+    )  # fmt: skip
     return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "")
 
 
