@@ -64,7 +64,8 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version).
 
     ``root`` is the lineage (of child runs and forks), ``by`` who submitted the job, ``simulated`` says that its effects
-    are only simulated, and ``simulation`` how; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
+    are only simulated, and ``simulation`` how; ``forked_from`` and ``forked_at`` are the run and the step that a fork
+    parted from.
     """
 
     v: int

@@ -50,9 +50,7 @@ class App:
 
 def not_simulated(tools: Iterable[Tool[Any, Any]]) -> list[str]:
     """Names of the tools that change the world and cannot be simulated: a simulated run may not call them."""
-    return sorted(
-        {tool.name for tool in tools if tool.options.risk.is_effect and tool.options.effect.simulate is None}
-    )
+    return sorted({tool.name for tool in tools if tool.options.risk.is_effect and tool.options.effect.simulate is None})
 
 
 def load_app(path: str, settings: Settings | None = None) -> App:

@@ -1,7 +1,7 @@
 """Simulated runs: what is pretended in them, and which faults strike where. Pure: chance comes from a seed.
 
-A simulated run causes no effect: in the place of a tool that has one, its ``simulate`` is called. Which faults strike is
-decided by seed, step, tool and attempt alone, so that the same evaluation meets the same faults again, whatever
+A simulated run causes no effect: in the place of a tool that has one, its ``simulate`` is called. Which faults strike
+is decided by seed, step, tool and attempt alone, so that the same evaluation meets the same faults again, whatever
 order things happen in, and two versions of an agent meet the same ones as long as they ask for the same steps.
 """
 
@@ -24,8 +24,8 @@ class FaultKind(StrEnum):
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     """One kind of fault and how often it strikes.
 
-    ``not_applied``, ``ambiguous`` and ``rate_limited`` are raised by attempts of simulated calls of ``tools`` (of all, if
-    empty); ``handed_back`` lets the host give the run away after a new step, so that it is replayed.
+    ``not_applied``, ``ambiguous`` and ``rate_limited`` are raised by attempts of simulated calls of ``tools`` (of all,
+    if empty); ``handed_back`` lets the host give the run away after a new step, so that it is replayed.
     """
 
     kind: FaultKind

@@ -8,10 +8,10 @@ sent is awaited and recorded, and the run does not end or leave before.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors import effects
+from actors import effects, simulated
 from actors.attempts import NoMore
 from actors.contract import Tool
-from actors.journal import Kind, Status
+from actors.journal import Entry, Kind, Status
 from actors.scope import SCOPE
 from actors.tool_step import ToolStep, keyed, no_more_outcome, recorded, tool_step
 
@@ -31,14 +31,25 @@ async def call(
     values, arguments = tool.signature.bind(args, kwargs)
     entry = engine.ask(path, Kind.CALL, tool.name, keyed(arguments, business_key))
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
+        if business_key and engine.job.simulated and entry.status == Status.OK:
+            simulated.remember(engine, business_key, arguments, path, entry.payload)
         return recorded(tool, entry)
     # An open call is one that has waited before; an intent, one that may have been sent.
     await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
+    if engine.job.simulated:
+        return await simulated.observed(step, _made(step, entry))
+    return await _made(step, entry)
+
+
+async def _made(step: ToolStep, entry: Entry | None) -> Any:
+    engine, tool = step.engine, step.tool
     if tool.options.risk.is_effect:
         engine.services.tools.setdefault(tool.name, tool)
         engine.has_effects = True
         return await effects.make(step, entry)
+    if engine.job.simulated and simulated.pretends_read(step):
+        return await simulated.read(step)
     return await _read(step)
 
 
