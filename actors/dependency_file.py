@@ -7,6 +7,7 @@ import yaml
 
 from actors.declared import FIELDS, Declared, Misfit, checked, nearest, refuse
 from actors.errors import DefinitionError
+from actors.yaml_places import YamlError, line_of, read_yaml
 from admission.dependency import Dependency
 from cluster.config import Settings
 
@@ -60,25 +61,12 @@ def parsed(text: str, place: str) -> OperatorsFile:
     if len(text.encode()) > MAXIMUM_BYTES:
         return _nothing(f"{place} has {len(text.encode()):,} bytes, at most {MAXIMUM_BYTES:,} are read")
     try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                return OperatorsFile({}, frozenset(), [])
-            twice = _keys_there_twice(root, place)
-            if twice:
-                return OperatorsFile({}, _names_in(root), twice)
-            content = loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark else ""
-        return _nothing(f"{place}{at}: no valid YAML: {error.problem or error.context}")
-    except (yaml.YAMLError, ValueError) as error:
-        return _nothing(f"{place}: no valid YAML: {' '.join(str(error).split())}")
-    except RecursionError:
-        return _nothing(f"{place}: no valid YAML: it is nested too deeply")
+        content, root = read_yaml(text)
+    except YamlError as error:
+        said = [f"{place}{f', line {line}' if line else ''}: {problem}" for line, problem in error.problems]
+        return OperatorsFile({}, frozenset() if error.root is None else _names_in(error.root), said)
+    if root is None:
+        return OperatorsFile({}, frozenset(), [])
     return _Reading(root, place).content(content)
 
 
@@ -135,20 +123,7 @@ class _Reading:
         self._problems.append(f"{self._place}, line {self._line(path)}: {text}")
 
     def _line(self, path: tuple[Any, ...]) -> int:
-        """The line of a path's deepest part that is written out."""
-        node, line = self._root, self._root.start_mark.line
-        for part in path:
-            if isinstance(node, yaml.MappingNode):
-                pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
-                if pair is None:
-                    break
-                node, line = pair[1], pair[0].start_mark.line
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                line = node.start_mark.line
-            else:
-                break
-        return int(line) + 1
+        return line_of(self._root, path)
 
 
 def _read(place: Path) -> str:
@@ -172,30 +147,6 @@ def _read(place: Path) -> str:
 
 def _nothing(problem: str) -> OperatorsFile:
     return OperatorsFile({}, frozenset(), [problem])
-
-
-def _keys_there_twice(root: yaml.Node, place: str) -> list[str]:
-    """YAML's parser would let the last one win without a word."""
-    found: list[tuple[int, str]] = []
-    seen: set[int] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        if not isinstance(node, yaml.MappingNode):
-            waiting.extend(node.value)
-            continue
-        lines: dict[tuple[str, str], int] = {}
-        for key, value in node.value:
-            waiting.append(value)
-            if isinstance(key, yaml.ScalarNode):
-                line, name = key.start_mark.line + 1, (key.tag, key.value)
-                if name in lines:
-                    found.append((line, f"{key.value!r} is there twice, first in line {lines[name]}: keep one"))
-                lines.setdefault(name, line)
-    return [f"{place}, line {line}: {problem}" for line, problem in sorted(found)]
 
 
 def _names_in(root: yaml.Node) -> frozenset[str]:

@@ -6,7 +6,6 @@ retry policy, the tier and the idempotence of the real tool. The store's records
 
 import dataclasses
 import math
-import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +132,17 @@ def remember(engine: "RunEngine", business_key: str, arguments: bytes, path: str
 async def observed(step: ToolStep, work: Coroutine[Any, Any, Any]) -> Any:
     """Makes a step; once it is recorded, hands the run back where its plan says so. A replay comes by here no more."""
     try:
-        return await work
-    finally:
-        error = sys.exc_info()[1]
-        if (error is None or isinstance(error, StepFailed)) and step.engine.job.simulation.hands_back(step.path):
-            step.engine.depart("simulated: handed back between two steps")
+        value = await work
+    except StepFailed:
+        _hand_back(step)
+        raise
+    _hand_back(step)
+    return value
+
+
+def _hand_back(step: ToolStep) -> None:
+    if step.engine.job.simulation.hands_back(step.path):
+        step.engine.depart("simulated: handed back between two steps")
 
 
 def _pretence(step: ToolStep) -> _Pretence | None:
