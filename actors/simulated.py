@@ -69,9 +69,6 @@ async def effect(step: ToolStep, entry: Entry | None) -> Any:
     """
     if entry is None or entry.kind != Kind.INTENT:
         await step.engine.write([step.intent(simulated=True)], 0)
-    if step.undoes:
-        # What was only pretended needs no undoing.
-        return await _record(step, Outcome(1, None, b"null"))
     before = step.engine.pretended.get(step.business_key) if step.business_key else None
     if before is not None:
         return await _same_key(step, *before)

@@ -168,15 +168,15 @@ def parsed_spec(text: str, path: Path) -> EvalSpec:
     stem = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path.stem)[:48].lstrip("._-")
     wrong = _Lines([])
     try:
-        spec = EvalSpec.model_validate(
-            {"name": stem or "eval", **{str(key): each for key, each in read.content.items()}}
-        )
+        said = {str(key): each for key, each in read.content.items()}
+        spec = EvalSpec.model_validate({"name": stem or "eval"} | said)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             _explain(detail, read, wrong)
         raise SpecError(place, _once(wrong.problems)) from None
+    seen: set[str] = set()
     for position, job in enumerate(spec.jobs):
-        _check_twice(spec.jobs[:position], job, read.line(("jobs", position)), wrong)
+        _check_twice(seen, job, read.line(("jobs", position)), wrong)
     if spec.first is not None and spec.jobs_file is None:
         wrong.add(read.line(("first",)), "first", "there is no jobs_file", "remove it")
     if wrong.problems:
@@ -199,7 +199,7 @@ def _bounded(spec: EvalSpec, place: str, read: YamlText) -> EvalSpec:
             "raise repeat, or lower k",
         )
     if len(spec.jobs) * spec.repeat > MOST_RUNS:
-        count = f"{len(spec.jobs):,} jobs × {spec.repeat:,} are {len(spec.jobs) * spec.repeat:,} runs"
+        count = f"{len(spec.jobs):,} jobs, each {spec.repeat:,} times, are {len(spec.jobs) * spec.repeat:,} runs"
         wrong.add(1, "repeat", f"{count}, at most {MOST_RUNS:,} are analysed at once", "use first:, or a lower repeat")
     if wrong.problems:
         raise SpecError(place, wrong.problems)
@@ -223,6 +223,7 @@ def _text_of(path: Path) -> str:
 
 def _jobs_in(path: Path, spec: EvalSpec, line: int, place: str) -> tuple[EvalJob, ...]:
     found: list[EvalJob] = []
+    seen = {job.custom_id for job in spec.jobs}
     wrong = _Lines([])
     try:
         with path.open("rb") as file:
@@ -237,7 +238,7 @@ def _jobs_in(path: Path, spec: EvalSpec, line: int, place: str) -> tuple[EvalJob
                     for detail in error.errors(include_url=False, include_input=False):
                         wrong.add(number, _dotted(detail["loc"]), detail["msg"])
                     continue
-                _check_twice((*spec.jobs, *found), job, number, wrong)
+                _check_twice(seen, job, number, wrong)
                 found.append(job)
     except OSError as error:
         fix = "the path is relative to the specification"
@@ -247,10 +248,11 @@ def _jobs_in(path: Path, spec: EvalSpec, line: int, place: str) -> tuple[EvalJob
     return tuple(found)
 
 
-def _check_twice(before: Sequence[EvalJob], job: EvalJob, line: int, wrong: _Lines) -> None:
-    if any(each.custom_id == job.custom_id for each in before):
+def _check_twice(seen: set[str], job: EvalJob, line: int, wrong: _Lines) -> None:
+    if job.custom_id in seen:
         reason = f"{job.custom_id!r} is there twice"
         wrong.add(line, "custom_id", reason, "give each job a custom_id of its own", job.custom_id)
+    seen.add(job.custom_id)
 
 
 def _explain(detail: ErrorDetails, read: YamlText, wrong: _Lines) -> None:
