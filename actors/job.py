@@ -147,11 +147,12 @@ def new_run(
     )
 
 
-def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str) -> NewRun:
+def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str, version: str = "") -> NewRun:
     """What the store is asked to make for a child run: it has its parent's value, tenant and grants, and is simulated
     when its parent is.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
+    ``version`` is the agent's version that it is pinned to; '' for the one that claims it first.
     """
     simulation = parent.simulation.of_child(lineage.rpartition("/")[2]) if parent.simulated else NO_SIMULATION
     record = _ENCODER.encode(
@@ -160,7 +161,7 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
             simulated=parent.simulated, simulation=simulation,
         )
     )  # fmt: skip
-    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "")
+    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "", version)
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

@@ -1,6 +1,7 @@
 """Which versions of agents an evaluation runs under, and whether their hosts can simulate them. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NoReturn
 
 from penstock.errors import ClientError
 from penstock.evals.spec import EvalSpec
@@ -12,7 +13,7 @@ class EvalError(ClientError):
 
 
 def pinned_versions(
-    spec: EvalSpec, agents: Iterable[str], hosts: Sequence[HostView], against: str | None
+    spec: EvalSpec, agents: Sequence[str], hosts: Sequence[HostView], against: str | None
 ) -> tuple[dict[str, str], dict[str, str] | None]:
     """The versions that the runs are pinned to, and those that they are compared with.
 
@@ -23,8 +24,10 @@ def pinned_versions(
     ours = {agent: _chosen(agent, spec.version_of(agent), against, serving) for agent in agents}
     arms = [ours]
     if against is not None:
-        # An agent that exists in one version only is the same in both.
-        other = {agent: _other(agent, against, ours[agent], serving) for agent in agents}
+        # Of several agents, those that do not exist in that version are the same in both.
+        other = {agent: against if against in _served(agent, serving) else ours[agent] for agent in agents}
+        if against not in other.values():
+            _refuse_against(against, ours)
         if other == ours:
             raise EvalError(
                 f"--against {against} is the version that is evaluated ({named_versions(ours)}): name another one, "
@@ -51,15 +54,13 @@ def _chosen(agent: str, wanted: str | None, against: str | None, serving: Sequen
     return left[0]
 
 
-def _other(agent: str, against: str, ours: str, serving: Sequence[HostView]) -> str:
-    served = _served(agent, serving)
-    if against not in served and served == [ours]:
-        raise EvalError(
-            f"--against {against}: this deployment serves {agent} in version {ours} only. Start hosts that serve "
-            f"{agent}@{against} in the same deployment beside those (same store and PENSTOCK_NAME, the app that has "
-            f"that version), and evaluate again; `penstock hosts` lists who serves what"
-        )
-    return _there(agent, against, served)
+def _refuse_against(against: str, ours: dict[str, str]) -> NoReturn:
+    one = next(iter(sorted(ours)))
+    raise EvalError(
+        f"--against {against}: no living host serves that version; this deployment has {named_versions(ours)} only. "
+        f"Start hosts that serve {one}@{against} in the same deployment beside those (same store and PENSTOCK_NAME, an "
+        "app with that version), and evaluate again; `penstock hosts` lists who serves what"
+    )
 
 
 def _there(agent: str, version: str | None, served: list[str]) -> str:
