@@ -10,6 +10,7 @@ import typer
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import shown
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
+from penstock.cli.evaluating import evaluation
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli.add_typer(dependency_commands.group, name="deps")
+cli.command(name="eval")(evaluation)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]

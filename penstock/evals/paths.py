@@ -15,10 +15,11 @@ _END: Final = "end"
 
 
 class Way(msgspec.Struct, frozen=True):
-    """A sequence of steps, as names, and how many runs took it."""
+    """A sequence of steps, as names, how many runs took it, and how many of them passed."""
 
     steps: tuple[str, ...]
     runs: int
+    passed: int = 0
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -71,8 +72,13 @@ def name_of(step: RunStep) -> str:
 
 def ways(runs: Iterable[Taken]) -> list[Way]:
     """The distinct sequences of steps, the most common first, then in the order of their names."""
-    counts = Counter(tuple(name_of(step) for step in each.steps) for each in runs)
-    return [Way(*each) for each in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    counts: Counter[tuple[str, ...]] = Counter()
+    passed: Counter[tuple[str, ...]] = Counter()
+    for each in runs:
+        names = tuple(name_of(step) for step in each.steps)
+        counts[names] += 1
+        passed[names] += each.passed
+    return [Way(names, count, passed[names]) for names, count in sorted(counts.items(), key=lambda i: (-i[1], i[0]))]
 
 
 def partings(runs: Sequence[Taken]) -> list[Parting]:

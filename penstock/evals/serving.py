@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from penstock.errors import ClientError
+from penstock.errors import UnusableSpec
 from penstock.evals.spec import EvalSpec
 from penstock.views import HostView
 
 
-class EvalError(ClientError):
+class EvalError(UnusableSpec):
     """An evaluation cannot be run as it was asked for; nothing was run."""
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from actors.job import Job, Name
 from actors.simulation import Fault, FaultKind
 from actors.yaml_places import YamlError, YamlText, read_yaml
-from penstock.errors import ClientError
+from penstock.errors import UnusableSpec
 from penstock.evals.expectation import Expectation
 from penstock.views import Problem
 
@@ -21,7 +21,7 @@ _SHOWN: Final = 20
 _CONFIG: Final = ConfigDict(extra="forbid", frozen=True)
 
 
-class SpecError(ClientError):
+class SpecError(UnusableSpec):
     """A specification cannot be used. ``problems`` says what is wrong, each with its line and a fix."""
 
     def __init__(self, place: str, problems: Sequence[Problem]) -> None:
@@ -132,6 +132,25 @@ class EvalSpec(BaseModel):
         return self.allow_missing if isinstance(self.allow_missing, bool) else tool in self.allow_missing
 
 
+class Changes(NamedTuple):
+    """What somebody wants otherwise than the specification says; None where it is to hold."""
+
+    repeat: int | None = None
+    timeout_s: float | None = None
+    at_least: float | None = None
+    k: int | None = None
+
+    def on(self, spec: EvalSpec) -> EvalSpec:
+        """The specification with the changes."""
+        fields: dict[str, Any] = {"repeat": self.repeat, "timeout_s": self.timeout_s}
+        before = spec.threshold
+        share = self.at_least if self.at_least is not None or before is None else before.at_least
+        if share is not None:
+            k = self.k if self.k is not None else before.k if before is not None else 1
+            fields["threshold"] = Threshold(k=k, at_least=share)
+        return spec.model_copy(update={name: value for name, value in fields.items() if value is not None})
+
+
 class _Lines(NamedTuple):
     """What is wrong in the files, found so far."""
 
@@ -141,16 +160,16 @@ class _Lines(NamedTuple):
         self.problems.append(Problem(line, field, reason, fix, custom_id))
 
 
-def load_spec(path: Path) -> EvalSpec:
-    """The specification in a file, with the jobs of its jobs file.
+def load_spec(path: Path, changes: Changes = Changes()) -> EvalSpec:  # noqa: B008 - it never changes
+    """The specification in a file, with the jobs of its jobs file, and with what is wanted otherwise.
 
     Raises:
         SpecError: it cannot be read, or something in it is wrong; all of it is named.
     """
-    return parsed_spec(_text_of(path), path)
+    return parsed_spec(_text_of(path), path, changes)
 
 
-def parsed_spec(text: str, path: Path) -> EvalSpec:
+def parsed_spec(text: str, path: Path, changes: Changes = Changes()) -> EvalSpec:  # noqa: B008 - it never changes
     """The specification in a text; ``path`` is where it stands, for its name and what it names.
 
     Raises:
@@ -184,7 +203,7 @@ def parsed_spec(text: str, path: Path) -> EvalSpec:
     if spec.jobs_file is not None:
         more = _jobs_in(path.parent / spec.jobs_file, spec, read.line(("jobs_file",)), place)
         spec = spec.model_copy(update={"jobs": spec.jobs + more})
-    return _bounded(spec, place, read)
+    return _bounded(changes.on(spec), place, read)
 
 
 def _bounded(spec: EvalSpec, place: str, read: YamlText) -> EvalSpec:

@@ -45,7 +45,8 @@ def wilson(passes: Passes) -> tuple[float, float]:
     rate, weight = passes.passed / passes.runs, _Z_95**2 / passes.runs
     middle = (rate + weight / 2) / (1 + weight)
     half = _Z_95 / (1 + weight) * math.sqrt(rate * (1 - rate) / passes.runs + weight / (4 * passes.runs))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends rounding would leave the rate outside.
+    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))
 
 
 def fisher_exact(ours: Passes, theirs: Passes) -> float:
