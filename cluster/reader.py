@@ -48,9 +48,20 @@ async def journal(store: Store, run_id: str) -> list[bytes]:
 
 async def archive(store: Store, run_id: str) -> list[bytes]:
     """What a run's checkpoints have replaced, oldest first, where it had effects."""
-    key = store.keys.of(partition_of(run_id), f"archive:{run_id}")
+    key = store.keys.archive(run_id)
     entries: list[bytes] = await store.command(key, "LRANGE", key, 0, -1)
     return entries
+
+
+async def history(store: Store, run_id: str) -> tuple[list[bytes], list[bytes]]:
+    """All that is kept of a run's past: what a checkpoint has moved to the archive, and the journal."""
+    key = store.keys.archive(run_id)
+    while True:
+        length = await store.command(key, "LLEN", key)
+        entries, archived = await journal(store, run_id), await archive(store, run_id)
+        if len(archived) == length:
+            return archived, entries
+        # A checkpoint came in between: what it moved would be there twice, or not at all.
 
 
 async def place(store: Store, run_id: str) -> int | None:
@@ -160,4 +171,9 @@ def _record(run_id: str, flat: list[Any]) -> RunRecord:
         cancel=text("cancel"),
         output=raw.get("output", b""),
         error=raw.get("error", b""),
+        readonly="readonly" in raw,
+        lineage=text("lineage"),
+        inherited=number("inherited"),
+        promoted=raw.get("promoted", b""),
+        demoted=raw.get("demoted", b""),
     )

@@ -195,10 +195,10 @@ class Store:
         return answer[0], [_claim(item) for item in answer[1:]]
 
     async def append(self, partition: int, appends: Iterable[Append]) -> dict[str, str]:
-        """Appends journal entries of many runs; exceptions by run id: STALE, GAP or CANCEL."""
+        """Appends journal entries of many runs; exceptions by run id: STALE, READONLY, GAP or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, length, finished, entries in appends:
-            arguments += (run_id, fence, length, finished, len(entries), *entries)
+        for run_id, fence, length, finished, entries, intents in appends:
+            arguments += (run_id, fence, length, finished, intents, len(entries), *entries)
         return _exceptions(await self.call(scripts.APPEND, partition, *arguments))
 
     async def compact(self, run_id: str, fence: int, length: int, entry: bytes, *, archive: bool = False) -> str:
@@ -399,10 +399,14 @@ def _exceptions(flat: list[bytes]) -> dict[str, str]:
 
 
 def _claim(item: list[Any]) -> Claim:
-    run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses = item
+    (
+        run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses,
+        readonly,
+    ) = item  # fmt: skip
     return Claim(
         run_id.decode(), fence, agent.decode(), custom_id.decode(), batch.decode(), job, int(migrations),
         int(deadline) if deadline else None, int(accepted), parent.decode(), cancel.decode(), journal, losses,
+        bool(readonly),
     )  # fmt: skip
 
 

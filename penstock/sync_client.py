@@ -14,6 +14,7 @@ from cluster.lifecycle import RunState
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
+from penstock.lineage_views import ForkReport, LineageView, PromotionReport
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -164,6 +165,18 @@ class SyncClient:
     def command_dependency(self, name: str, do: str, *, by: str | None = None, reason: str = "") -> DependencyAnswer:
         """See :meth:`Client.command_dependency`."""
         return self._call(self._client.command_dependency(name, do, by=by, reason=reason))
+
+    def fork(self, run_id: str, at: str, **options: Any) -> ForkReport:
+        """See :meth:`Client.fork`."""
+        return self._call(self._client.fork(run_id, at, **options))
+
+    def lineage(self, run_id: str) -> LineageView:
+        """See :meth:`Client.lineage`."""
+        return self._call(self._client.lineage(run_id))
+
+    def promote(self, run_id: str, *, why: str, by: str | None = None) -> PromotionReport:
+        """See :meth:`Client.promote`."""
+        return self._call(self._client.promote(run_id, why=why, by=by))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

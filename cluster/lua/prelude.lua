@@ -6,11 +6,15 @@
 -- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown,
 -- ended:STATE (by time of the end; fire trims each by its state's retention). The list doomed holds runs that are to be
 -- cancelled with their parent, each followed by the reason: what one call left to the next fire.
+-- Lineages: branches:ROOT has the root and all forks below it, holders:ROOT which branch was promoted for which lineage,
+-- promotions:ROOT what was promoted, when, by whom and why; fire looks now and then whether any of a root's runs
+-- (lineages, by the time of the next look) is still there. A run with 'readonly' may cause no effects.
 local base = string.sub(KEYS[1], 1, -6)
 local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
+local LINEAGE_LOOK_MS = 3600000
 local deltas, settled, woken = {}, {}, false
 local kept
 

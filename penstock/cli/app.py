@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import dependencies as dependency_commands
+from penstock.cli import lineage as lineage_commands
 from penstock.cli import shown
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
@@ -281,6 +282,9 @@ def cancel(
     else:
         runs_are = "1 run is" if count == 1 else f"{count:,} runs are"
         say(f"{runs_are} cancelled, or will be at the next step" if count else "nothing was left to cancel")
+
+
+lineage_commands.add_to(cli)
 
 
 @cli.command()
