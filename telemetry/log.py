@@ -20,20 +20,20 @@ def redact(text: str) -> str:
 
 def _redact_event(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     for key, value in event.items():
-        event[key] = _redacted(value)
+        event[key] = redacted(value)
     return event
 
 
-def _redacted(value: Any) -> Any:
+def redacted(value: Any) -> Any:
     """The value without credentials in the texts inside it; what is no plain data becomes its text."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {_redacted(key): _redacted(each) for key, each in value.items()}
+        return {redacted(key): redacted(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_redacted(each) for each in value]
+        return [redacted(each) for each in value]
     return redact(repr(value))
 
 
