@@ -329,8 +329,8 @@ class Client(DependencyCalls, UnknownCalls):
     async def cancel(self, run_or_batch: str) -> int:
         """Cancels a run, or all runs of a batch; children go with their parents.
 
-        Queued and waiting runs end at once, running ones at their next step boundary, those whose effect is unproven once
-        somebody has resolved that. Runs that have ended are left alone.
+        Queued and waiting runs end at once, running ones at their next step boundary, those whose effect is unproven
+        once somebody has resolved that. Runs that have ended are left alone.
 
         Returns:
             How many runs were cancelled, or are going to be.

@@ -3,17 +3,15 @@
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from actors.contract import DEFAULT_SETTLE_WITHIN_S
 from actors.job import JobRecord
 from actors.journal import Entry, ErrorRecord, Kind
-from actors.receipts import UNKNOWN, IntentFacts, Receipt, decode_intent_facts, decode_receipt
+from actors.receipts import ASKED_AFTER, UNKNOWN, IntentFacts, Receipt, decode_intent_facts, decode_receipt
 from cluster.records import EffectRecord, RunRecord
-
-_ASKED: Final = "; reconcile was asked "
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +190,7 @@ def _tried(run: UnknownRun, doubt: Doubt, known: EffectRecord | None) -> Tried:
         said, attempts = f"{run.error.error_class}: {run.error.message}", None
     else:
         said, attempts = "its host died, or left, before it could say what came of it", None
-    said, asked, answer = said.partition(_ASKED)
+    said, asked, answer = said.partition(ASKED_AFTER)
     return Tried(attempts=attempts, last_error=said, reconciled=f"asked {answer}" if asked else "")
 
 
