@@ -27,6 +27,7 @@ from actors.journal import (
     link_of,
     seal,
 )
+from actors.resolutions import close_resolved
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
@@ -124,9 +125,13 @@ class RunEngine(Execution):
             return True
         if self.claim.cancel:
             self.request_cancel(self.claim.cancel)
+        elif self.claim.deadline_ms is not None and self.claim.deadline_ms <= self.services.now_ms():
+            # Now, and not as soon as the loop gets to it: the code must come to its open effect before it is stopped.
+            self.request_cancel("deadline_exceeded")
         if self.leaving or self._departing:
             return True
-        return self._verdict is not None and (self.replay is None or self.replay.open_effect() is None)
+        unsettled = self.replay is not None and (self.replay.open_effect() or self.replay.resolutions())
+        return self._verdict is not None and not unsettled
 
     def _load_journal(self) -> None:
         if not self.claim.journal:
@@ -184,6 +189,8 @@ class RunEngine(Execution):
         opened = None if self.replay is None or ending is not None else self.replay.open_effect()
         if opened is not None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
             verdict = unproven(opened, verdict)
+        if self.replay is not None and ending is None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
+            await close_resolved(self, self.replay.resolutions())
         if self.has_effects and compensates(verdict):
             after = await self._undone(verdict)
             if after is None:

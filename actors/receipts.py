@@ -10,6 +10,8 @@ R = TypeVar("R")
 APPLIED: Final = "applied"
 NOT_APPLIED: Final = "not_applied"
 UNKNOWN: Final = "unknown"
+ASKED_AFTER: Final = "; reconcile was asked "
+"""Parts what came of a call from what came of asking after it, in an error's message."""
 
 
 @dataclass(frozen=True)

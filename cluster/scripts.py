@@ -42,6 +42,7 @@ REAP: Final = _load("reap")
 RELEASE: Final = _load("release")
 CANCEL: Final = _load("cancel")
 PROMOTE: Final = _load("promote")
+RESOLVE: Final = _load("resolve")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
 EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
@@ -49,5 +50,5 @@ EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
 
 OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE)
 ALL: Final = (
-    SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, *OF_NO_PARTITION,
+    SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, RESOLVE, *OF_NO_PARTITION,
 )  # fmt: skip

@@ -27,6 +27,7 @@ from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, Wa
 from penstock.lineage import LineageCalls
 from penstock.names import check_batch_key, is_run_id
 from penstock.submission import Submission, check_all, each_of
+from penstock.unknown import UnknownCalls
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -57,7 +58,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -329,8 +330,8 @@ class Client(DependencyCalls, LineageCalls):
     async def cancel(self, run_or_batch: str) -> int:
         """Cancels a run, or all runs of a batch; children go with their parents.
 
-        Queued and waiting runs end at once, running ones at their next step boundary. Runs that have ended, or whose
-        effect is unproven, are left alone.
+        Queued and waiting runs end at once, running ones at their next step boundary, those whose effect is unproven
+        once somebody has resolved that. Runs that have ended are left alone.
 
         Returns:
             How many runs were cancelled, or are going to be.
@@ -390,4 +391,4 @@ class Client(DependencyCalls, LineageCalls):
 
     async def _cancel(self, run_ids: list[str]) -> int:
         words = await self.store.cancel(partition_of(run_ids[0]), "cancelled by request", run_ids)
-        return sum(word in ("cancelled", "asked") for word in words)
+        return sum(word in ("cancelled", "asked", "unknown") for word in words)

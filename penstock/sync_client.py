@@ -15,6 +15,8 @@ from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
+from penstock.unknown import NOT_GIVEN
+from penstock.unknown_views import Resolved, UnknownEffect
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -177,6 +179,40 @@ class SyncClient:
     def promote(self, run_id: str, *, why: str, by: str | None = None) -> PromotionReport:
         """See :meth:`Client.promote`."""
         return self._call(self._client.promote(run_id, why=why, by=by))
+
+    def unknown(
+        self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None
+    ) -> list[UnknownEffect]:
+        """See :meth:`Client.unknown`."""
+        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch))
+
+    def unknown_of(self, run_id: str) -> list[UnknownEffect]:
+        """See :meth:`Client.unknown_of`."""
+        return self._call(self._client.unknown_of(run_id))
+
+    def resolve(
+        self,
+        run_id: str,
+        step: str,
+        *,
+        applied: bool,
+        evidence: Any = None,
+        result: Any = NOT_GIVEN,
+        by: str | None = None,
+        why: str = "",
+        version: int | None = None,
+    ) -> Resolved:
+        """See :meth:`Client.resolve`."""
+        said = self._client.resolve(
+            run_id, step, applied=applied, evidence=evidence, result=result, by=by, why=why, version=version
+        )
+        return self._call(said)
+
+    def ask_again(
+        self, run_id: str, step: str, *, by: str | None = None, why: str = "", version: int | None = None
+    ) -> Resolved:
+        """See :meth:`Client.ask_again`."""
+        return self._call(self._client.ask_again(run_id, step, by=by, why=why, version=version))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

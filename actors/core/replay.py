@@ -84,6 +84,10 @@ class Replay:
         """An effect whose intent is recorded, whose outcome is not, and that has not been asked for again."""
         return next((entry for entry in self._by_step.values() if entry.kind == Kind.INTENT), None)
 
+    def resolutions(self) -> list[Entry]:
+        """What people have said of effects, and nobody has asked for again."""
+        return [entry for entry in self._by_step.values() if entry.kind == Kind.RESOLUTION]
+
     def verify_end(self) -> None:
         """To be called when the agent has returned.
 

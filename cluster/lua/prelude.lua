@@ -152,6 +152,8 @@ cancel_run = function(id, reason)
   elseif TERMINAL[state] then
     answer = 'ended'
   elseif state == 'confirmation_unknown' then
+    -- Its effect has to be settled first; then its host ends it.
+    redis.call('HSET', run, 'cancel', reason)
     answer = 'unknown'
   elseif state == 'running' or rec[4] then
     redis.call('HSET', run, 'cancel', reason)
