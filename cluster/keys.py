@@ -75,6 +75,10 @@ class Keys:
         """The run's journal (list)."""
         return self.of(partition_of(run_id), f"journal:{run_id}")
 
+    def archive(self, run_id: str) -> str:
+        """Journal entries that checkpoints have replaced (list), of a run whose past is kept for its trail."""
+        return self.of(partition_of(run_id), f"archive:{run_id}")
+
     @property
     def hosts(self) -> tuple[str, str, str]:
         """Leases, infos and draining marks of hosts: three keys of one slot."""

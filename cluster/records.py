@@ -51,7 +51,11 @@ class Append(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The end of one run (or ``confirmation_unknown``)."""
+    """The end of one run (or ``confirmation_unknown``).
+
+    ``head`` is the last link of the journal as its owner believes it, ``seal`` the owner's seal of the end (both hex):
+    they let the run's trail be verified.
+    """
 
     run_id: str
     fence: int
@@ -59,6 +63,8 @@ class Finish(NamedTuple):
     reason: str
     output: bytes
     error: bytes
+    head: str = ""
+    seal: str = ""
 
 
 class Fired(NamedTuple):
@@ -72,18 +78,25 @@ class Fired(NamedTuple):
 
 
 class Park(NamedTuple):
-    """One run that is to be unloaded until ``due_ms`` or until one of its children ends."""
+    """One run that is to be unloaded until ``due_ms`` or until one of its children ends; ``head`` as in
+    :class:`Finish`.
+    """
 
     run_id: str
     fence: int
     reason: str
     due_ms: int | None
     children: tuple[str, ...]
+    head: str = ""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the store knows it. Times are epoch milliseconds of the server's clock."""
+    """A run as the store knows it. Times are epoch milliseconds of the server's clock.
+
+    ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
+    empty where there is none).
+    """
 
     id: str
     state: RunState
@@ -107,6 +120,8 @@ class RunRecord:
     cancel: str
     output: bytes
     error: bytes
+    head: str = ""
+    end_seal: str = ""
 
 
 @dataclass(frozen=True)
