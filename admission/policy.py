@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
@@ -13,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -23,6 +23,7 @@ from admission.conditions import Condition
 
 DEFAULT: Final = "default"
 """The version of the policy that holds where nobody has given one."""
+_RULE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LONGEST_S: Final = 366 * 86_400.0
 
 
@@ -59,10 +60,16 @@ def _printable(value: object) -> object:
     return value
 
 
+def _rule_name(value: object) -> object:
+    if not isinstance(value, str) or not _RULE_NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 small letters, digits, dots, dashes or underscores, as in large-refunds")
+    return value
+
+
 _Pattern = Annotated[str, BeforeValidator(_printable)]
 Patterns = Annotated[tuple[_Pattern, ...], BeforeValidator(_listed)]
 """Names; one that ends in ``*`` stands for all that begin so."""
-_Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", strict=True)]
+_Word = Annotated[str, BeforeValidator(_rule_name)]
 _Tiers = Annotated[tuple[Tier, ...], BeforeValidator(_listed)]
 
 
