@@ -84,40 +84,6 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How an approval must be given.
-
-    Attributes:
-        approvers: an approver must be in each of these groups of names (a ``*`` at a name's end stands for any rest);
-            no group: anybody. There are several where several rules ask for an approval of the same call.
-        needed: how many different people must say yes.
-        self_approval: whether whoever submitted the job may be one of them.
-        expires_s: seconds from the request until nobody can give it any more.
-    """
-
-    approvers: tuple[tuple[str, ...], ...] = ()
-    needed: int = 1
-    self_approval: bool = True
-    expires_s: float = 86_400.0
-
-    def may_approve(self, person: str, submitter: str) -> bool:
-        """Whether this person's yes counts for a job that ``submitter`` has submitted."""
-        if not self.self_approval and person == submitter:
-            return False
-        return all(covered(person, group) for group in self.approvers)
-
-    @property
-    def at_most(self) -> int | None:
-        """How many people can be meant at most; None: no bound is known."""
-        bounds = [
-            sum(all(covered(name, other) for other in self.approvers) for name in set(group))
-            for group in self.approvers
-            if not any(name.endswith("*") for name in group)
-        ]
-        return min(bounds, default=None)
-
-
-@dataclass(frozen=True)
 class Decision:
     """What was decided of a call, and by what.
 
@@ -126,14 +92,14 @@ class Decision:
         rule: the name of the rule that decided; several of an approval, with commas. Those of ours begin ``builtin:``.
         version: of the policy.
         text: a sentence for people and agents, with the fix where there is one.
-        terms: how the approval must be given, where one is.
+        terms: how the approval must be given, where one is needed.
     """
 
     outcome: Permission
     rule: str
     version: str
     text: str
-    terms: Terms | None = None
+    terms: Approval | None = None
 
     @property
     def facts(self) -> dict[str, str]:
@@ -247,14 +213,10 @@ class Plan:
         names += [otherwise] if otherwise else []
         asked = [policy.approvals[rule.name] for rule in asking]
         asked += [policy.approval] if len(names) > len(asking) else []
-        terms = _together(asked)
         rule = ", ".join(names)
-        possible = terms.at_most
-        if possible is not None and possible < terms.needed:
-            text = (
-                f"{rule} together ask for {terms.needed} approvers who are named by all of them, and there are "
-                f"{possible}: change their approvers in the policy"
-            )
+        terms = _together(asked)
+        if terms is None:
+            text = f"{rule} together name too few people who may approve it: change their approvers in the policy"
             return Decision(Permission.DENY, rule, policy.version, text)
         what = {TOOL: "the tool itself", otherwise: f"the policy for {subject.tier} tools"}
         by = ", ".join(what.get(name, f"rule {name!r}") for name in names)
@@ -264,13 +226,18 @@ class Plan:
         return Decision(Permission.APPROVE, rule, policy.version, text, terms)
 
 
-def _together(asked: list[Approval]) -> Terms:
-    """Terms that satisfy all of these."""
-    return Terms(
-        tuple(dict.fromkeys(each.approvers for each in asked if each.approvers)),
-        max(each.needed for each in asked),
-        all(each.self_approval for each in asked),
-        min(each.expires_s for each in asked),
+def _together(asked: list[Approval]) -> Approval | None:
+    """An approval that satisfies all of these; None: too few people may give it."""
+    named = [each.approvers for each in asked if each.approvers]
+    approvers = tuple(name for name in named[0] if all(name in others for others in named)) if named else ()
+    needed = max(each.needed for each in asked)
+    if named and len(approvers) < needed:
+        return None
+    return Approval(
+        approvers=approvers,
+        needed=needed,
+        self_approval=all(each.self_approval for each in asked),
+        expires_s=min(each.expires_s for each in asked),
     )
 
 

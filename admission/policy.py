@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, Final
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -60,6 +61,16 @@ def _printable(value: object) -> object:
     return value
 
 
+def _person(name: str) -> str:
+    if name.endswith("*") or name != name.strip():
+        raise ValueError("must be somebody's name: approvers are named one by one, without `*` and spaces around")
+    return name
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
 def _rule_name(value: object) -> object:
     if not isinstance(value, str) or not _RULE_NAME.fullmatch(value):
         raise ValueError("must be 1 to 64 small letters, digits, dots, dashes or underscores, as in large-refunds")
@@ -69,6 +80,7 @@ def _rule_name(value: object) -> object:
 _Pattern = Annotated[str, BeforeValidator(_printable)]
 Patterns = Annotated[tuple[_Pattern, ...], BeforeValidator(_listed)]
 """Names; one that ends in ``*`` stands for all that begin so."""
+_Person = Annotated[str, BeforeValidator(_printable), AfterValidator(_person)]
 _Word = Annotated[str, BeforeValidator(_rule_name)]
 _Tiers = Annotated[tuple[Tier, ...], BeforeValidator(_listed)]
 
@@ -87,7 +99,7 @@ class Approval(BaseModel):
     """How an approval must be given.
 
     Attributes:
-        approvers: names of those who may give it; with ``*`` at the end, all that begin so. None named: anybody.
+        approvers: names of those who may give it. Nobody named: anybody.
         needed: how many different people must say yes.
         self_approval: whether whoever submitted the job may be one of them.
         expires_s: seconds until nobody can give it any more.
@@ -95,19 +107,18 @@ class Approval(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    approvers: Patterns = ()
+    approvers: Annotated[tuple[_Person, ...], BeforeValidator(_listed), AfterValidator(_each_once)] = ()
     needed: int = Field(default=1, ge=1, le=100, strict=True)
     self_approval: StrictBool = True
     expires_s: float = Field(default=86_400.0, gt=0, le=_LONGEST_S, allow_inf_nan=False, strict=True)
 
     @model_validator(mode="after")
     def _can_be_given(self) -> "Approval":
-        named = set(self.approvers)
-        if named and not any(name.endswith("*") for name in named) and len(named) < self.needed:
+        if self.approvers and len(self.approvers) < self.needed:
             raise PydanticCustomError(
                 "too_few_approvers",
                 "{needed} people are needed, and only {named} may approve: name more, or need fewer",
-                {"needed": self.needed, "named": len(named)},
+                {"needed": self.needed, "named": len(self.approvers)},
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The deployment's policy in the store: the one in force, and those before it. Texts; what they mean is not known here."""
+"""The deployment's policy in the store: the one in force, and those before it. Their meaning is not known here."""
 
 from typing import Final, NamedTuple
 
