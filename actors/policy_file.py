@@ -54,13 +54,13 @@ class PolicyText(NamedTuple):
         return f"{self.place}, line {line}: {text}"
 
 
-def read_policy(place: Path) -> PolicyText:
-    """What a file says.
+def read_policy(place: Path, fix: str = _FIX) -> PolicyText:
+    """What a file says; ``fix`` is what to do about one that cannot be read.
 
     Raises:
         DefinitionError: it cannot be read.
     """
-    return parsed(yaml_file.read(place, "the operators' file with the policy", _FIX), place.name)
+    return parsed(yaml_file.read(place, "the operators' file with the policy", fix), place.name)
 
 
 def with_policy_file(settings: Settings) -> Settings:

@@ -25,6 +25,7 @@ from penstock.checking import JobLike, as_job, checked
 from penstock.dependencies import DependencyCalls
 from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
 from penstock.names import check_batch_key, is_run_id
+from penstock.policies import PolicyCalls
 from penstock.submission import Submission, check_all, each_of
 from penstock.views import (
     BatchStatus,
@@ -56,7 +57,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls):
+class Client(DependencyCalls, PolicyCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
