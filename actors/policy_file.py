@@ -60,7 +60,7 @@ def read_policy(place: Path, fix: str = _FIX) -> PolicyText:
     Raises:
         DefinitionError: it cannot be read.
     """
-    return parsed(yaml_file.read(place, "the operators' file with the policy", fix), place.name)
+    return parsed(yaml_file.read(place, "the operators' file with the policy", fix), str(place))
 
 
 def with_policy_file(settings: Settings) -> Settings:
