@@ -5,16 +5,14 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from actors import yaml_file
 from actors.declared import FIELDS, Declared, Misfit, checked, nearest, refuse
-from actors.errors import DefinitionError
-from actors.yaml_places import YamlError, line_of, read_yaml
 from admission.dependency import Dependency
 from cluster.config import Settings
 
-MAXIMUM_BYTES: Final = 64 * 1024
-"""The text travels in an environment variable and in actors' arguments."""
 _EMPTY: Final = "dependencies: {}\n"
 _SETTING: Final = "PENSTOCK_DEPENDENCIES"
+_FIX: Final = f"name a file that can be read with {_SETTING}, or with `penstock up --dependencies FILE`"
 
 
 class OperatorsFile(NamedTuple):
@@ -58,16 +56,12 @@ def operators_file(settings: Settings) -> OperatorsFile:
 
 def parsed(text: str, place: str) -> OperatorsFile:
     """What a text says; ``place`` is its name in problems."""
-    if len(text.encode()) > MAXIMUM_BYTES:
-        return _nothing(f"{place} has {len(text.encode()):,} bytes, at most {MAXIMUM_BYTES:,} are read")
-    try:
-        content, root = read_yaml(text)
-    except YamlError as error:
-        said = [f"{place}{f', line {line}' if line else ''}: {problem}" for line, problem in error.problems]
-        return OperatorsFile({}, frozenset() if error.root is None else _names_in(error.root), said)
-    if root is None:
-        return OperatorsFile({}, frozenset(), [])
-    return _Reading(root, place).content(content)
+    content = yaml_file.parsed(text, place)
+    if content.root is None:
+        return OperatorsFile({}, frozenset(), content.problems)
+    if content.problems:
+        return OperatorsFile({}, _names_in(content.root), content.problems)
+    return _Reading(content.root, place).content(content.value)
 
 
 class _Reading:
@@ -123,26 +117,11 @@ class _Reading:
         self._problems.append(f"{self._place}, line {self._line(path)}: {text}")
 
     def _line(self, path: tuple[Any, ...]) -> int:
-        return line_of(self._root, path)
+        return yaml_file.line_of(self._root, path)
 
 
 def _read(place: Path) -> str:
-    fix = f"name a file that can be read with {_SETTING}, or with `penstock up --dependencies FILE`"
-    try:
-        with place.expanduser().open("rb") as file:
-            raw = file.read(MAXIMUM_BYTES + 1)
-    except OSError as error:
-        raise DefinitionError(
-            f"the operators' file of dependencies {place} cannot be read ({error.strerror}): {fix}"
-        ) from None
-    if len(raw) > MAXIMUM_BYTES:
-        raise DefinitionError(
-            f"{place} has more than {MAXIMUM_BYTES:,} bytes, which no file of dependencies needs: {fix}"
-        )
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DefinitionError(f"{place} is no text in UTF-8 (byte {error.start}): {fix}") from None
+    return yaml_file.read(place, "the operators' file of dependencies", _FIX)
 
 
 def _nothing(problem: str) -> OperatorsFile:

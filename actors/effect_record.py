@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from actors.attempts import Outcome
 from actors.core.outcome import StepEnd
 from actors.errors import InvalidValue, RunAborted
-from actors.receipts import Receipt, encode_receipt
+from actors.receipts import ASKED_AFTER, UNKNOWN, Receipt, decode_receipt, encode_receipt
 from actors.tool_step import ToolStep
 from cluster.lifecycle import TERMINAL
 from cluster.records import EffectBegun
@@ -81,6 +81,13 @@ def outcome_of(step: ToolStep, receipt: Receipt) -> Outcome:
         if not raw:
             said = "ResultUnknown", f"tool {step.tool.name!r}: it was applied ({receipt.by}), its result is not known"
         return Outcome(receipt.attempts, error=said, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
+
+
+def lost_call(begun: EffectBegun, why: str) -> Outcome:
+    """A call whose outcome is not known: what its last owner has said of it, or else ``why``."""
+    said = decode_receipt(begun.receipt) if begun.receipt else Receipt(UNKNOWN)
+    error, message = said.error or ("HostLost", why)
+    return Outcome(said.attempts, error=(error, message.partition(ASKED_AFTER)[0]), unknown=True, end=StepEnd.UNKNOWN)
 
 
 def conflict(step: ToolStep, begun: EffectBegun) -> Outcome:

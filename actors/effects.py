@@ -15,11 +15,12 @@ from actors.asked import Interrupted
 from actors.attempts import NoMore, Outcome
 from actors.core.effect import Next, after_begin, reconcile_pause
 from actors.core.outcome import StepEnd
-from actors.effect_record import begin, conflict, is_void, outcome_of, replicated, settle
+from actors.effect_record import begin, conflict, is_void, lost_call, outcome_of, replicated, settle
 from actors.errors import InvalidValue, RunAborted
 from actors.journal import Entry, Kind
 from actors.receipts import (
     APPLIED,
+    ASKED_AFTER,
     NOT_APPLIED,
     UNKNOWN,
     Applied,
@@ -147,8 +148,7 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         return await _called(step, await _let_through_again(step, uncertain=True))
     step.give_back(passage)
     if following is Next.ASK:
-        lost = "HostLost", "its host died, or left, between intent and receipt"
-        return await _asked_after(step, Outcome(0, error=lost, unknown=True, end=StepEnd.UNKNOWN))
+        return await _asked_after(step, lost_call(begun, "its host died, or left, between intent and receipt"))
     if following is Next.INHERIT:
         return await _inherited(step, begun)
     if following is Next.WAIT:
@@ -160,11 +160,8 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         # Another branch has caused what this one would cause here otherwise: a person has to say what is to be.
         step.engine.abort(unknown(step.path, step.tool.name, conflict(step, begun)))
     if following is Next.UNKNOWN:
-        lost = (
-            "HostLost",
-            "its host died between intent and receipt, and the tool is neither idempotent nor reconcilable",
-        )
-        return await _ended(step, Outcome(0, error=lost, unknown=True, end=StepEnd.UNKNOWN))
+        why = "its host died between intent and receipt, and the tool is neither idempotent nor reconcilable"
+        return await _ended(step, lost_call(begun, why))
     step.engine.drop()
     raise RunAborted
 
@@ -250,8 +247,9 @@ async def _asked_after(step: ToolStep, lost: Outcome) -> Any:
         pause_s = reconcile_pause(tries, clock(), counts_from, began)
         if pause_s is None:
             error, message = lost.error or ("", "")
-            text = f"{message}; reconcile was asked {tries} times, the last answer: {said[:_LONGEST_TEXT]}"
-            return await _ended(step, Outcome(lost.attempts, error=(error, text), unknown=True, end=StepEnd.UNKNOWN))
+            text = f"{message}{ASKED_AFTER}{tries} times, the last answer: {said[:_LONGEST_TEXT]}"
+            doubt = Outcome(lost.attempts, error=(error, text), unknown=True, end=StepEnd.UNKNOWN)
+            return await _ended(step, doubt, "reconcile")
         try:
             with engine.rests.rest(uncertain=True):
                 await asyncio.sleep(pause_s)

@@ -11,6 +11,8 @@ APPLIED: Final = "applied"
 NOT_APPLIED: Final = "not_applied"
 UNKNOWN: Final = "unknown"
 SIMULATED: Final = "simulated"
+ASKED_AFTER: Final = "; reconcile was asked "
+"""Parts what came of a call from what came of asking after it, in an error's message."""
 
 
 @dataclass(frozen=True)

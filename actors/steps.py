@@ -34,8 +34,8 @@ async def call(
         if business_key and engine.job.simulated and entry.status == Status.OK:
             simulated.remember(engine, business_key, arguments, path, entry.payload)
         return recorded(tool, entry)
-    # An open call is one that has waited before; an intent, one that may have been sent.
-    await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
+    # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
+    await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
     if engine.job.simulated:
         return await simulated.observed(step, _made(step, entry))

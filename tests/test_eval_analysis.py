@@ -155,7 +155,8 @@ def run(*steps: RunStep, output: Any = "yes", state: str = "succeeded", **fields
 
 def test_paths_have_one_order_whatever_ends_first() -> None:
     wanted = ["0", "2", "10", "b0.0", "b0.3", "b0.b1.0", "b2.0", "c1.0", "c1.b0.0", "c2.0", "c10.1"]
-    assert sorted(wanted[::-1], key=place_of) == wanted
+    mixed = wanted[::-1]
+    assert sorted(mixed, key=place_of) == wanted
 
 
 def test_ways_are_counted_and_partings_named_with_their_cause() -> None:

@@ -97,6 +97,7 @@ def code_of(error: BaseException) -> Exit | None:
     from cluster.errors import StoreError, StoreFull
     from penstock.errors import (
         BatchFileError,
+        CannotFork,
         InvalidBatch,
         InvalidBatchKey,
         SubmissionInterrupted,
@@ -109,7 +110,7 @@ def code_of(error: BaseException) -> Exit | None:
             return error.code
         case SubmissionInterrupted():
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
-        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | UnusableSpec():
+        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
             return Exit.BAD_INPUT
         case DefinitionError() | ValidationError():
             return Exit.BAD_INPUT

@@ -1,6 +1,7 @@
 """The specification of an evaluation: a YAML file, checked as a whole, each problem with its line and a fix."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -8,15 +9,14 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from actors import yaml_file
 from actors.job import Job, Name
 from actors.simulation import Fault, FaultKind
-from actors.yaml_places import YamlError, YamlText, read_yaml
 from penstock.errors import UnusableSpec
 from penstock.evals.expectation import Expectation
 from penstock.views import Problem
 
 MOST_RUNS: Final = 100_000
-_MOST_BYTES: Final = 4 * 1024 * 1024
 _SHOWN: Final = 20
 _CONFIG: Final = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,7 +26,7 @@ class SpecError(UnusableSpec):
 
     def __init__(self, place: str, problems: Sequence[Problem]) -> None:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        listed = "\n".join(f"  {_told(problem)}" for problem in problems[:_SHOWN])
         super().__init__(f"{counted} in {place}, nothing was run:\n{listed}")
         self.place = place
         self.problems = tuple(problems)
@@ -132,6 +132,16 @@ class EvalSpec(BaseModel):
         return self.allow_missing if isinstance(self.allow_missing, bool) else tool in self.allow_missing
 
 
+class _Text(NamedTuple):
+    """A text that was read."""
+
+    content: yaml_file.Content
+
+    def line(self, path: tuple[Any, ...]) -> int:
+        """Where something stands; the first line is 1."""
+        return 1 if self.content.root is None else yaml_file.line_of(self.content.root, path)
+
+
 class Changes(NamedTuple):
     """What somebody wants otherwise than the specification says; None where it is to hold."""
 
@@ -176,18 +186,16 @@ def parsed_spec(text: str, path: Path, changes: Changes = Changes()) -> EvalSpec
         SpecError: something in it is wrong.
     """
     place = str(path)
-    try:
-        read = read_yaml(text)
-    except YamlError as error:
-        found = [Problem(line, "", problem, "repair the file") for line, problem in error.problems]
-        raise SpecError(place, found) from None
-    if not isinstance(read.content, dict):
+    read = _Text(yaml_file.parsed(text, ""))
+    if read.content.problems:
+        raise SpecError(place, [_of_text(problem) for problem in read.content.problems])
+    if not isinstance(read.content.value, dict):
         fix = "write jobs: with a list of jobs, or jobs_file:"
         raise SpecError(place, [Problem(1, "", "no mapping of settings", fix)])
     stem = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path.stem)[:48].lstrip("._-")
     wrong = _Lines([])
     try:
-        said = {str(key): each for key, each in read.content.items()}
+        said = {str(key): each for key, each in read.content.value.items()}
         spec = EvalSpec.model_validate({"name": stem or "eval"} | said)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
@@ -206,7 +214,19 @@ def parsed_spec(text: str, path: Path, changes: Changes = Changes()) -> EvalSpec
     return _bounded(changes.on(spec), place, read)
 
 
-def _bounded(spec: EvalSpec, place: str, read: YamlText) -> EvalSpec:
+def _told(problem: Problem) -> str:
+    text = problem.text("line")
+    return text if problem.line else text.removeprefix("line 0").lstrip(",: ")
+
+
+def _of_text(problem: str) -> Problem:
+    """A problem of the text as YAML; its line is named where one is known."""
+    found = re.fullmatch(r"(?:, line (\d+))?:? ?(.*)", problem, re.DOTALL)
+    assert found is not None
+    return Problem(int(found[1] or 0), "", found[2], "")
+
+
+def _bounded(spec: EvalSpec, place: str, read: _Text) -> EvalSpec:
     wrong = _Lines([])
     if not spec.jobs:
         wrong.add(1, "jobs", "there are none", "write jobs: with a list of jobs, or jobs_file: with a batch file")
@@ -228,12 +248,12 @@ def _bounded(spec: EvalSpec, place: str, read: YamlText) -> EvalSpec:
 def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
+            raw = file.read(yaml_file.MAXIMUM_BYTES + 1)
     except OSError as error:
         raise SpecError(str(path), [Problem(0, "", f"cannot be read: {error.strerror}", "name a YAML file")]) from None
-    if len(raw) > _MOST_BYTES:
+    if len(raw) > yaml_file.MAXIMUM_BYTES:
         fix = "keep the jobs in a batch file: jobs_file:"
-        raise SpecError(str(path), [Problem(0, "", f"longer than {_MOST_BYTES:,} bytes", fix)])
+        raise SpecError(str(path), [Problem(0, "", f"longer than {yaml_file.MAXIMUM_BYTES:,} bytes", fix)])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -274,7 +294,7 @@ def _check_twice(seen: set[str], job: EvalJob, line: int, wrong: _Lines) -> None
     seen.add(job.custom_id)
 
 
-def _explain(detail: ErrorDetails, read: YamlText, wrong: _Lines) -> None:
+def _explain(detail: ErrorDetails, read: _Text, wrong: _Lines) -> None:
     location = tuple(part for part in detail["loc"] if not _is_of_a_union(part))
     reason, fix = detail["msg"].removeprefix("Value error, "), ""
     last = str(location[-1]) if location else ""
