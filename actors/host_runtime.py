@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from actors.approval_keys import keyring
 from actors.attempts import Attempts
 from actors.committer import Committer
 from actors.engine import RunEngine
@@ -61,6 +62,7 @@ class HostRuntime:
         self.runs: dict[str, RunEngine] = {}
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.max_losses = settings.max_losses
+        self.approval_keys = keyring(settings.approval_keys)
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts

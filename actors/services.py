@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from actors.attempts import Attempts
 from actors.committer import Committer
+from admission.signature import Keyring
 from cluster.store import Store
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Services(Protocol):
     attempts: Attempts
     payload_limit_bytes: int
     max_losses: int
+    approval_keys: Keyring
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

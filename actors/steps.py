@@ -8,12 +8,13 @@ sent is awaited and recorded, and the run does not end or leave before.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors import effects
+from actors import approvals, effects
 from actors.attempts import NoMore
 from actors.contract import Tool
 from actors.journal import Kind, Status
 from actors.scope import SCOPE
 from actors.tool_step import ToolStep, keyed, no_more_outcome, recorded, tool_step
+from admission.approval import DEFAULT_TERMS
 
 if TYPE_CHECKING:
     from actors.engine import RunEngine
@@ -31,13 +32,27 @@ async def call(
     values, arguments = tool.signature.bind(args, kwargs)
     entry = engine.ask(path, Kind.CALL, tool.name, keyed(arguments, business_key))
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
+        approvals.passed(engine, path)
         return recorded(tool, entry)
     # An open call is one that has waited before; an intent, one that may have been sent.
     await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
+    approval = ""
+    if _needs_approval(tool, values):
+        approval = await approvals.approved(engine, path, tool, values, DEFAULT_TERMS, business_key=business_key)
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
+    step.approval = approval
     if tool.options.risk.is_effect:
         return await effects.make(step, entry)
     return await _read(step)
+
+
+def _needs_approval(tool: Tool[Any, Any], values: list[Any]) -> bool:
+    needs = tool.options.effect.needs_approval
+    if not callable(needs):
+        return needs
+    keywords = tool.signature.keywords
+    positional = len(values) - len(keywords)
+    return needs(*values[:positional], **dict(zip(keywords, values[positional:], strict=True)))
 
 
 async def _read(step: ToolStep) -> Any:

@@ -44,6 +44,23 @@ HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
 EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
 EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
+APPROVAL_ASK: Final = _load("approval_ask", when_full=False)
+APPROVAL_DECIDE: Final = _load("approval_decide")
+APPROVAL_USE: Final = _load("approval_use")
 
 OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE)
-ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, *OF_NO_PARTITION)
+OF_APPROVALS: Final = (APPROVAL_ASK, APPROVAL_DECIDE, APPROVAL_USE)
+ALL: Final = (
+    SUBMIT,
+    CLAIM,
+    APPEND,
+    COMPACT,
+    FINISH,
+    PARK,
+    FIRE,
+    REAP,
+    RELEASE,
+    CANCEL,
+    *OF_APPROVALS,
+    *OF_NO_PARTITION,
+)

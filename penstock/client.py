@@ -19,6 +19,7 @@ from cluster.lifecycle import RunState
 from cluster.records import NewRun, RunRecord
 from cluster.store import Store
 from penstock import inspection
+from penstock.approvals import ApprovalCalls
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
 from penstock.checking import JobLike, as_job, checked
@@ -56,7 +57,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls):
+class Client(DependencyCalls, ApprovalCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -136,7 +137,7 @@ class Client(DependencyCalls):
                 if isinstance(job, list):
                     await submission.finish()
                     raise InvalidBatch("", tuple(job), len(job), batch=key, accepted=submission.accepted)
-                if submission.put(new_run(job, key, partitions)):
+                if submission.put(new_run(job, key, partitions, self.settings.user)):
                     await submission.turn()
             await submission.finish()
             return submission.report()
@@ -189,7 +190,7 @@ class Client(DependencyCalls):
             async with Submission(self.store, key) as submission:
                 await self.store.note_batch(key, facts.now_ms)
                 for _, job in file.jobs(facts, scan.bad_lines):
-                    if submission.put(new_run(job, key, self.store.keys.partitions)):
+                    if submission.put(new_run(job, key, self.store.keys.partitions, self.settings.user)):
                         await submission.turn()
                         tell("submit", submission.acknowledged)
                 await submission.finish()
@@ -373,7 +374,7 @@ class Client(DependencyCalls):
             job = checked(1, item, await catalog.facts())
         if isinstance(job, list):
             raise InvalidBatch("", tuple(job), len(job), batch=batch)
-        return new_run(job, batch, self.store.keys.partitions)
+        return new_run(job, batch, self.store.keys.partitions, self.settings.user)
 
     async def _record(self, run_id: str) -> RunRecord:
         try:

@@ -116,7 +116,7 @@ async def view(store: Store, record: RunRecord) -> RunView:
         input=job.input,
         output=decoded(record.output),
         error=run_error(record.error),
-        journal=[_step(decode_entry(raw)) for raw in entries],
+        journal=[journal_step(decode_entry(raw)) for raw in entries],
     )
 
 
@@ -134,7 +134,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         store.command(store.keys.notes, "HGET", store.keys.notes, record.id),
         store.command(waits_key, "HGET", waits_key, record.id),
     )
-    last_step = _step(decode_entry(last)) if last else None
+    last_step = journal_step(decode_entry(last)) if last else None
     facts = WhyFacts(
         now_ms=now_ms,
         max_wait_ms=int(max_wait) if max_wait else None,
@@ -178,7 +178,8 @@ async def deployment(store: Store, batches: int) -> DeploymentStatus:
     )
 
 
-def _step(entry: Entry) -> JournalStep:
+def journal_step(entry: Entry) -> JournalStep:
+    """One journal entry for people."""
     return JournalStep(
         step=entry.step,
         kind=entry.kind,
