@@ -19,23 +19,7 @@ from actors.sanitized import shown_arguments
 from actors.schema import canonical_digest
 from actors.scope import wake
 from actors.verdict import failed
-from admission.approval import (
-    Action,
-    ApprovalState,
-    Decision,
-    Look,
-    Request,
-    Standing,
-    Terms,
-    Use,
-    approval_id,
-    check_request,
-    check_use,
-    decide,
-    judge,
-    new_request,
-    verified,
-)
+from admission.approval import Action, ApprovalState, Decision, Request, Terms, Use, approval_id, new_request
 from admission.approval_errors import (
     ApprovalExpired,
     ApprovalRefused,
@@ -44,6 +28,7 @@ from admission.approval_errors import (
     Denied,
     ForgedApproval,
 )
+from admission.approval_rules import Look, Standing, check_request, check_use, decide, judge, verified
 from admission.signature import Keyring
 from cluster import approvals
 
@@ -197,6 +182,7 @@ async def _asked(
         terms,
         now_ms,
         shown=msgspec.json.encode(shown_arguments(tool, values)).decode(),
+        advisory=tool.options.effect.advisory,
         submitter=engine.job.by,
         tenant=engine.job.tenant,
         rule=rule,

@@ -4,76 +4,15 @@ from typing import Any, Final
 
 import msgspec
 
-from admission.approval import (
-    ApprovalState,
-    Decision,
-    Look,
-    Request,
-    check_request,
-    verified,
-    who_may,
-)
+from admission.approval import ApprovalState, Decision, Request, who_may
 from admission.approval_errors import ApprovalRefused, ForgedApproval
+from admission.approval_rules import Look, check_request, verified
 from admission.signature import Keyring
 from cluster.approvals import ApprovalRecord
+from penstock.approval_facts import ApprovalView, DecisionView
 from penstock.views import JournalStep
 
 _OPEN: Final = (ApprovalState.PENDING, ApprovalState.APPROVED)
-
-
-class DecisionView(msgspec.Struct, frozen=True):
-    """What one person said, when and why."""
-
-    approver: str
-    approve: bool
-    reason: str
-    at_ms: int
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return f"{self.approver} {'approved' if self.approve else 'denied'}" + (
-            f": {self.reason}" if self.reason else ""
-        )
-
-
-class ApprovalView(msgspec.Struct, frozen=True, kw_only=True):
-    """One approval.
-
-    ``action`` is the digest of the exact action: give it with a decision to be sure that it is on what you have seen.
-    ``who_may`` says who can decide, for people. ``problem`` says why it must not be believed; it is empty where all
-    signatures hold. Times are epoch milliseconds by the store's clock.
-    """
-
-    id: str
-    state: str
-    action: str
-    tool: str
-    arguments: Any
-    risk: str
-    run_id: str
-    step: str
-    agent: str
-    agent_version: str
-    submitter: str
-    tenant: str
-    rule: str
-    needed: int
-    approvers: tuple[str, ...]
-    self_approval: bool
-    who_may: str
-    asked_ms: int
-    expires_ms: int
-    left_s: float
-    closed_ms: int | None
-    decisions: tuple[DecisionView, ...] = ()
-    problem: str = ""
-
-    @property
-    def progress(self) -> str:
-        """How far it is, in a few words."""
-        if self.state != ApprovalState.PENDING or self.needed == 1:
-            return self.state
-        return f"{self.state}, {sum(each.approve for each in self.decisions)} of {self.needed}"
 
 
 class ApprovalDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +68,7 @@ def approval_view(record: ApprovalRecord, keys: Keyring, now_ms: int) -> Approva
         action=action.digest,
         tool=action.tool,
         arguments=_plain(request.shown),
+        advisory=request.advisory,
         risk=action.risk,
         run_id=action.run,
         step=action.step,

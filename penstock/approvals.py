@@ -8,13 +8,7 @@ from pydantic import ValidationError
 
 from actors.approval_keys import keyring
 from actors.journal import decode_entry
-from admission.approval import (
-    ApprovalState,
-    Decision,
-    check_approver,
-    check_open,
-    decide,
-)
+from admission.approval import ApprovalState, Decision
 from admission.approval_errors import (
     AlreadyApproved,
     AlreadyDenied,
@@ -26,6 +20,7 @@ from admission.approval_errors import (
     NoSuchApproval,
     RunIsOver,
 )
+from admission.approval_rules import check_approver, check_open, decide
 from admission.signature import Keyring
 from cluster import approvals, reader
 from cluster.approvals import ApprovalRecord
@@ -33,7 +28,8 @@ from cluster.config import Settings
 from cluster.lifecycle import TERMINAL
 from cluster.records import RunRecord
 from cluster.store import Store
-from penstock.approval_views import ApprovalDetails, ApprovalView, approval_view, opened
+from penstock.approval_facts import ApprovalView
+from penstock.approval_views import ApprovalDetails, approval_view, opened
 from penstock.errors import ClientError
 from penstock.inspection import journal_step
 from penstock.waiting import POLL_S, signals, told_within

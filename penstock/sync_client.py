@@ -11,7 +11,8 @@ import uvloop
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
-from penstock.approval_views import ApprovalDetails, ApprovalView
+from penstock.approval_facts import ApprovalView
+from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView

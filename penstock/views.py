@@ -6,6 +6,7 @@ import msgspec
 
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import BatchCounts, RunRecord
+from penstock.approval_facts import ApprovalView
 
 _UNKNOWN = RunState.CONFIRMATION_UNKNOWN.value
 
@@ -225,7 +226,10 @@ class JournalStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the store knows of one run."""
+    """Everything that the store knows of one run.
+
+    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
+    """
 
     run_id: str
     custom_id: str
@@ -254,6 +258,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     output: Any
     error: RunError | None
     journal: list[JournalStep]
+    by: str = ""
+    approvals: list[ApprovalView] = []
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):
