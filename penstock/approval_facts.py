@@ -25,7 +25,7 @@ class ApprovalView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``advisory`` names the arguments that it does not bind. ``action`` is the digest of the exact action: give it with a
     decision to be sure that it is on what you have seen. ``who_may`` says who can decide, for people. ``problem`` says
-    why it must not be believed; it is empty where all signatures hold. Times are epoch milliseconds of the store's clock.
+    why it must not be believed; it is empty where all signatures hold. Times are epoch milliseconds (store's clock).
     """
 
     id: str

@@ -11,6 +11,7 @@ from hosting import Spine, until
 from pydantic import SecretStr
 
 from actors import approvals
+from actors.errors import ApprovalDenied
 from admission.approval import Action, Decision, Request, Terms, new_request
 from admission.signature import Keyring
 from penstock import Client, Run, ToolCall, agent, tool
@@ -60,11 +61,20 @@ async def wire(call: ToolCall, order: str, amount: int) -> str:
 
 @agent("guarded", version="1")
 async def guarded(run: Run, order: str) -> str:
-    """Asks by itself, on the world's terms, before it calls."""
+    """Asks on the world's terms before it calls; says what it was told; lives on for a while if it is to."""
     engine, step = run._engine, run.next_step()
     values, _ = wire.signature.bind((order, WORLD.amount), {})
-    await approvals.approved(engine, step, wire, values, WORLD.terms, rule="the test's")
-    return await run.call(wire, order, WORLD.amount)
+    try:
+        await approvals.approved(engine, step, wire, values, WORLD.terms, rule="the test's")
+    except ApprovalDenied as denied:
+        told = f"{denied.error_class}: {denied.message} ({denied.ended_by})"
+        if order == "stay":
+            await run.sleep(60)
+        return told
+    done = await run.call(wire, order, WORLD.amount)
+    if order == "stay":
+        await run.sleep(60)
+    return done
 
 
 @contextlib.asynccontextmanager
