@@ -36,6 +36,8 @@ from penstock.waiting import POLL_S, signals, told_within
 
 _TRIES: Final = 20
 _BEFORE: Final = 5
+# An approval that came to an end of its own says so, whatever its run has come to since.
+_HAD_AN_END: Final = (ApprovalState.DENIED, ApprovalState.EXPIRED, ApprovalState.USED)
 _WORDS: Final[dict[str, tuple[type[ApprovalRefused], str]]] = {
     "missing": (NoSuchApproval, "it is gone"),
     "over": (RunIsOver, "its run has ended, or is to be cancelled"),
@@ -200,13 +202,14 @@ class ApprovalCalls:
         except ValidationError as error:
             said = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors(include_input=False))
             raise InvalidDecision(f"this decision cannot be recorded: {said}") from None
-        if run is None or run.state in TERMINAL or run.cancel:
+        over = run is None or run.state in TERMINAL or bool(run.cancel)
+        if over and found.look.state not in _HAD_AN_END:
             check_approver(request, approver)
             raise RunIsOver(request.id, f"run {record.run} {_end_of(run)}: nothing would come of a decision")
         check_open(request, found.look, approver, action)
         standing = decide(request, [*decisions, decision], now_ms)
-        over = standing.state in (ApprovalState.APPROVED, ApprovalState.DENIED)
-        return decision, standing.state.value if over else ""
+        decided = standing.state in (ApprovalState.APPROVED, ApprovalState.DENIED)
+        return decision, standing.state.value if decided else ""
 
 
 def _end_of(run: RunRecord | None) -> str:

@@ -193,6 +193,8 @@ def steps(out: "Console", found: "list[JournalStep]") -> None:
         # A timer has one entry, written when it was set; nothing follows it when it is due.
         timer = step.kind == "timer"
         status, value = ("set", f"due {moment(step.payload)}") if timer else (step.status, short(step.payload, 120))
+        if step.kind == "approval" and step.status == "open" and isinstance(step.payload, dict):
+            value = f"approval {step.payload.get('id')}, until {moment(step.payload.get('expires_ms'))}"
         row(made, step.step, step.kind, step.name, status, step.attempts, took, value)
     out.print(made)
 
