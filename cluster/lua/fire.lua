@@ -1,5 +1,6 @@
 -- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index. Children
--- that did not go with their parent in one call go now. Lineages of which nothing is left are forgotten.
+-- that did not go with their parent in one call go now. Lineages of which nothing is left are forgotten, and approvals
+-- whose time is over are closed.
 -- ARGV: retention; how many at most.
 -- Returns {fired, ms until there is more to do or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
@@ -27,6 +28,10 @@ for _, id in ipairs(due) do
     end
   end
 end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. 'approvals', '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
+  if not expire_approval(id) then redis.call('ZREM', base .. 'approvals', id) end
+end
+redis.call('ZREMRANGEBYSCORE', base .. 'decided', '-inf', now - retention())
 doom(redis.call('LPOP', base .. 'doomed', 2 * MOST_DOOMED) or {})
 for state in pairs(TERMINAL) do
   redis.call('ZREMRANGEBYSCORE', base .. 'ended:' .. state, '-inf', now - retention(state))
