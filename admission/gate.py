@@ -51,6 +51,7 @@ class Gate:
         self._safe_at = 0.0
         self._stop_until = -math.inf
         self._stop_told = -math.inf
+        self._stop_in_report = -math.inf
         self._retries_wanted: dict[str, int] = {}
 
     # Going
@@ -229,6 +230,7 @@ class Gate:
             self._new_balance(dict.fromkeys(self.balance, 0.0))
         demands = [] if leaving else self._demands(now)
         returned = self._surplus(leaving) if self._safe is None else {}
+        self._stop_in_report = self._stop_until if self._stop_until > self._stop_told else -math.inf
         probes = self._probes + self._probes_unused
         self._probes = self._probes_unused = 0
         report = Report(
@@ -244,7 +246,7 @@ class Gate:
             retries=since.retries,
             abandoned=since.abandoned,
             settled=since.settled,
-            stop_s=max(0.0, self._stop_until - now) if self._stop_until > self._stop_told else 0.0,
+            stop_s=max(0.0, self._stop_in_report - now),
             calls=since.calls,
             retries_wanted={tenant: count for tenant, count in self._retries_wanted.items() if count},
             retries_returned=since.retries_returned,
@@ -311,7 +313,7 @@ class Gate:
             if more:
                 mine.settled.append((told_by, more))
 
-    def accept(self, sent_at: float, now: float, lease: Lease, *, told_stop: bool = True) -> dict[str, int]:
+    def accept(self, sent_at: float, now: float, lease: Lease) -> dict[str, int]:
         """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing."""
         old = self.lease
         if old is not None and (lease.epoch, lease.sequence) <= (old.epoch, old.sequence):
@@ -324,8 +326,8 @@ class Gate:
         self._probes = lease.probes
         # A time that the hub does not know of yet, because this host has just heard it, stays.
         self._not_before = max(now + lease.not_before_s, self._stop_until if self._stop_until > now else -math.inf)
-        if told_stop:
-            self._stop_told = max(self._stop_told, self._stop_until)
+        # What was heard after the report was sent is told by the next one.
+        self._stop_told = max(self._stop_told, self._stop_in_report)
         # Every limited resource has a balance, whatever the lease grants of it: what has none would not be limited.
         granted = dict.fromkeys(lease.most, 0.0) | (lease.permits or {})
         if not granted:

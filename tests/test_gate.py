@@ -282,10 +282,28 @@ def test_who_was_asked_to_stop_stops_at_once_and_a_lease_that_does_not_know_it_d
     gate.accept(0.2, 0.2, leased(10.0, sequence=2))
     assert passed(gate, 0.9) is None
     assert gate.hindrance(0.9).kind == "retry_after"
-    assert gate.report(1.0)[0].stop_s == 0.0, "told already"
-    gate.accept(5.05, 5.05, leased(10.0, sequence=3))
+    assert gate.report(1.0)[0].stop_s == pytest.approx(4.1)
+    gate.accept(1.0, 1.0, leased(10.0, sequence=3))
+    assert gate.report(1.3)[0].stop_s == 0.0, "told already"
+    gate.accept(5.05, 5.05, leased(10.0, sequence=4))
     assert passed(gate, 5.0) is None
     assert passed(gate, 5.2) is not None
+
+
+@pytest.mark.parametrize("heard", ["before the answer", "before and again before the answer", "the report was lost"])
+def test_a_retry_after_is_told_until_a_report_with_it_was_answered(heard: str) -> None:
+    gate = gate_with(10.0)
+    if heard != "before the answer":
+        gate.stop(0.1, 5.0)
+    report, since = gate.report(0.2)
+    if heard == "the report was lost":
+        gate.lost(since, report)
+    else:
+        gate.stop(0.3, 9.0)
+        gate.accept(0.2, 0.4, leased(10.0, sequence=2))
+    assert gate.report(0.5)[0].stop_s == pytest.approx(4.6 if heard == "the report was lost" else 8.8)
+    gate.accept(0.5, 0.6, leased(10.0, sequence=3))
+    assert gate.report(0.7)[0].stop_s == 0.0
 
 
 # Reports
