@@ -149,7 +149,7 @@ class Gatekeeper:
         except BaseException:
             if future.done() and not future.cancelled():
                 self.gate.return_retry(tenant)
-            else:
+            elif future in waiting:  # else it was passed over already, and counted then
                 waiting.remove(future)
                 self.gate.want_retry(tenant, -1)
             raise
@@ -160,25 +160,31 @@ class Gatekeeper:
 
         Without this, calls that failed in an outage would wait for the trickle of the budget long after its end.
         """
-        waiting = self._retries.get(tenant, deque())
-        while waiting and waiting[0].done():
-            waiting.popleft()
-        if waiting:
+        future = self._next_waiting(tenant)
+        if future is not None:
             self.gate.want_retry(tenant, -1)
-            wake(waiting.popleft())
+            wake(future)
         elif self.gate.lease is not None and self.gate.lease.retries is not None:
             self.gate.return_retry(tenant)
 
+    def _next_waiting(self, tenant: str) -> "asyncio.Future[None] | None":
+        """The first that still waits, taken out. Those that were cancelled and have not run since want nothing more."""
+        waiting = self._retries.get(tenant, deque())
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                return future
+            self.gate.want_retry(tenant, -1)
+        return None
+
     def _grant_retries(self, granted: dict[str, int]) -> None:
         for tenant, count in granted.items():
-            waiting = self._retries.get(tenant, deque())
             for _ in range(count):
-                while waiting and waiting[0].done():
-                    waiting.popleft()
-                if waiting:
-                    wake(waiting.popleft())
-                else:
+                future = self._next_waiting(tenant)
+                if future is None:
                     self.gate.return_retry(tenant)
+                else:
+                    wake(future)
         if self.gate.lease is not None and self.gate.lease.retries is None:
             for tenant, waiting in self._retries.items():
                 self.gate.want_retry(tenant, -len(waiting))
