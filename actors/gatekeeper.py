@@ -17,7 +17,8 @@ from aiolimiter import AsyncLimiter
 
 from actors.messages import decode_lease, encode_message
 from actors.scope import wake
-from admission.dependency import Dependency
+from admission.dependency import Dependency, from_plain
+from admission.exchange import Lease
 from admission.gate import Gate
 from admission.line import Waiter
 from admission.passage import Hindrance, Passage
@@ -49,7 +50,7 @@ class Gatekeeper:
     """Lets calls to one dependency go, or makes them wait.
 
     Args:
-        dependency: as the app declares it.
+        dependency: as the app declares it; what the hub says of it later takes its place.
         host: this host's identity.
         link: to the hub.
     """
@@ -326,8 +327,25 @@ class Gatekeeper:
         if not self._hub_answers:
             _LOG.warning("the hub of %s answers again", self.dependency.name)
         self._hub_answers = True
-        self._grant_retries(self.gate.accept(sent_at, self._loop.time(), lease))
+        granted = self.gate.accept(sent_at, self._loop.time(), lease)
+        if self.gate.lease is lease:
+            self._take_over(lease)
+        self._grant_retries(granted)
         self._postpone_all()
+
+    def _take_over(self, lease: Lease) -> None:
+        """What operators have set, or another host's app declares, holds here too."""
+        if lease.definition is None:
+            return
+        try:
+            self.dependency = from_plain(lease.definition)
+        except ValueError as error:
+            # A hub of a later version may know more than this host: limits hold all the same, since the hub counts.
+            name = self.dependency.name
+            _LOG.warning("dependency %s: what its hub says of it cannot be read; as it was: %s", name, error)
+            return
+        breaker = self.dependency.breaker
+        self.gate.slow_call_s = None if breaker is None else breaker.slow_call_s
 
     def news(self, told: dict[str, object]) -> None:
         """What the hub has told everybody."""

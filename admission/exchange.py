@@ -6,6 +6,7 @@ Every duration is relative: monotonic clocks do not compare across processes. A 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 VERSION = 1
 RANKS = ("critical", "high", "normal", "low", "best_effort")
@@ -111,6 +112,8 @@ class Lease:
         most: the most that one call can ever take, by resource.
         saturated: there is more demand than room: coming earlier brings nothing.
         scarce: which limit is the scarce one, in words.
+        definition: what is declared of the dependency, as plain data, for a host whose last lease was of another
+            declaration or another hub; None for one that goes by it already.
     """
 
     epoch: int
@@ -132,6 +135,7 @@ class Lease:
     most: dict[str, float] = field(default_factory=dict)
     saturated: bool = False
     scarce: str = ""
+    definition: dict[str, Any] | None = None
 
 
 def added(left: Mapping[str, float], right: Mapping[str, float], times: float = 1.0) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
-from admission.dependency import Breaker, Dependency
+from admission.dependency import Breaker, Dependency, as_plain
 from admission.exchange import RANKS, Lease, Report, added
 from admission.hub_hosts import HostFacts, Told, Totals
 from admission.limiter import RateLimiter, amount_of
@@ -283,6 +283,8 @@ class Hub:
             period_s=self.period_s,
             most=self.limiter.most(),
         )
+        if report.epoch != self.permit_epoch:
+            lease.definition = as_plain(self.dependency)
         if breaker.state is BreakerState.OPEN:
             lease.why = breaker.reason if breaker is self.breaker else f"for this host only: {breaker.reason}"
             lease.not_before_s = math.inf if breaker.until is None else max(0.0, breaker.until - now)

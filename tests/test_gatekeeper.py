@@ -205,6 +205,21 @@ async def test_without_a_hub_a_waiter_is_let_go_by_the_safe_share_or_waits_for_i
     await stranger.close()
 
 
+async def test_what_operators_have_set_holds_on_hosts_too(caplog: pytest.LogCaptureFixture) -> None:
+    keeper, line = made()
+    keeper.done(await pass_(keeper), "succeeded")
+    changed = Dependency("d", breaker=Breaker(slow_call_s=0.5), maximum_retry_after_s=7)
+    line.hub.redefine(changed, asyncio.get_running_loop().time())
+    await settled(lambda: keeper.dependency == changed)
+    assert keeper.gate.slow_call_s == 0.5
+    line.hub.redefine(Dependency("d", breaker=None), asyncio.get_running_loop().time())
+    await settled(lambda: (keeper.dependency.breaker, keeper.gate.slow_call_s) == (None, None))
+    await keeper.close()
+    keeper._take_over(Lease(1, 1, definition={"name": "d", "of a later version": 1}))
+    assert keeper.dependency.breaker is None
+    assert "of a later version" in caplog.text
+
+
 async def test_closing_gives_all_back_and_leaves_no_task() -> None:
     keeper, line = made(rate=[Limit("requests", 100, per=1)])
     keeper.done(await pass_(keeper), "succeeded")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admission.breaker import BreakerState
-from admission.dependency import Breaker, Dependency, Limit, RetryBudget
+from admission.dependency import Breaker, Dependency, Limit, RetryBudget, as_plain
 from admission.exchange import Demand, Lease, Outcomes, Report
 from admission.gate import Gate
 from admission.hub import SAFE_SHARE, Hub
@@ -328,6 +328,15 @@ def test_another_declaration_keeps_the_ledger_and_takes_no_old_permits_back() ->
     talk.exchange(0)
     assert talk.gates[0].lease is not None
     assert talk.gates[0].lease.epoch > epoch
+
+
+def test_hosts_are_told_a_declaration_until_they_go_by_it() -> None:
+    talk = Talk(Dependency("d"))
+    assert talk.exchange().definition == as_plain(talk.hub.dependency), "the app's own may be another one"
+    assert talk.exchange().definition is None
+    talk.hub.redefine(Dependency("d", maximum_retry_after_s=7), talk.now)
+    told = [talk.exchange(heard=heard).definition for heard in (False, True, True)]
+    assert told == [as_plain(talk.hub.dependency), as_plain(talk.hub.dependency), None]
 
 
 def test_evidence_of_before_a_transition_says_nothing() -> None:

@@ -1,0 +1,67 @@
+"""What happens to a dependency's hosts while they are at work: operators change it, and hosts get another name."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+
+import pytest
+from hosting import Spine, output, spine, until
+
+from admission.dependency import Breaker, Dependency
+from penstock import NotApplied, RateLimited, RetryPolicy, Run, StepFailed, ToolCall, agent, tool
+
+CALLS: defaultdict[str, int] = defaultdict(int)
+
+
+@pytest.fixture(autouse=True)
+def clean() -> None:
+    CALLS.clear()
+
+
+@tool(dependency="d")
+async def work(call: ToolCall, name: str) -> str:
+    CALLS[name] += 1
+    if name.startswith("fails"):
+        raise NotApplied("down")
+    if name.startswith("limited") and CALLS[name] == 1:
+        raise RateLimited("enough", retry_after=1000.0)
+    return name
+
+
+@agent("worker", version="1")
+async def worker(run: Run, name: str) -> str:
+    try:
+        return await run.call(work, name)
+    except StepFailed as error:
+        return str(error.ended_by)
+
+
+async def change(deployment: Spine, **fields: object) -> None:
+    """What ``penstock deps set`` does."""
+    keys = deployment.store.keys
+    await deployment.store.set_fields(keys.dependency("d"), {"override": json.dumps(fields)})
+    await deployment.store.publish(keys.dependencies_channel, "changed d")
+
+
+async def test_what_operators_set_holds_for_the_next_call_on_every_host(redis_url: str) -> None:
+    quick = RetryPolicy(initial_interval=0.01, maximum_interval=0.02, maximum_attempts=2)
+    dependency = Dependency("d", breaker=None, retry=quick, retry_budget=None)
+    async with spine(redis_url, worker, dependencies=[dependency]) as deployment:
+        host = await deployment.host()
+        assert output(worker, await deployment.end(await deployment.submit(worker, "fails/a"))).endswith("attempts=2")
+        retry = quick.model_copy(update={"maximum_attempts": 5}).model_dump(mode="json")
+        await change(deployment, retry=retry, maximum_retry_after_s=0.2, breaker={"slow_call_s": 3.0})
+        keeper = host.gates.keepers["d"]
+        await until(lambda: deployment.hubs["d"].hub.dependency.maximum_retry_after_s == 0.2, "the hub has heard")
+        # A gate that is at rest hears of it with its next call; one that is not, within a period.
+        assert await deployment.result(worker, "any") == "any"
+        await until(lambda: keeper.dependency.retry.maximum_attempts == 5, "the host has heard")
+        assert keeper.gate.slow_call_s == 3.0
+        assert keeper.dependency.breaker == Breaker(slow_call_s=3.0)
+        assert (await deployment.result(worker, "fails/b")).endswith("attempts=5")
+        assert CALLS["fails/b"] == 5
+        began = time.monotonic()
+        assert await deployment.result(worker, "limited") == "limited"
+        assert time.monotonic() - began < 5, "a Retry-After of 1000 s is 0.2 s"
