@@ -120,6 +120,11 @@ class Gatekeeper:
         self.gate.stop(self._loop.time(), seconds)
         self._talk_sooner()
 
+    def rename(self, host: str) -> None:
+        """This host has another identity from now on."""
+        self.gate.rename(host)
+        self._talk_sooner()
+
     def hindrance(self) -> Hindrance:
         """What holds back those that wait."""
         return self.gate.hindrance(self._loop.time())

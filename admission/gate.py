@@ -42,6 +42,7 @@ class Gate:
         self._balances = 0
         self._left = False
         self._sequence = 0
+        self._renamed_at = -1
         self._reported_at = now
         self._since = Since()
         self._arrivals = 0
@@ -314,8 +315,10 @@ class Gate:
                 mine.settled.append((told_by, more))
 
     def accept(self, sent_at: float, now: float, lease: Lease) -> dict[str, int]:
-        """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing."""
+        """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing, and one for another name."""
         old = self.lease
+        if lease.sequence <= self._renamed_at:
+            return {}
         if old is not None and (lease.epoch, lease.sequence) <= (old.epoch, old.sequence):
             return {}
         anew = old is None or lease.epoch != old.epoch or self._safe is not None
@@ -339,6 +342,20 @@ class Gate:
         for tenant, count in (lease.retries or {}).items():
             self.want_retry(tenant, -count)
         return lease.retries or {}
+
+    def rename(self, host: str) -> None:
+        """This host is somebody new to everybody: what its earlier name was given is that name's, and counts as used.
+
+        What is under way goes on and is told under the new name. Where anything is limited, nothing more goes until the
+        hub has answered that one: it may bury the earlier name any moment, and give its places and its safe share away.
+        """
+        self.host = host
+        self._renamed_at = self._sequence
+        self._safe = None
+        if self.balance is not None:
+            self._new_balance(dict.fromkeys(self.balance, 0.0))
+        if self.balance is not None or (self.lease is not None and self.lease.concurrency is not None):
+            self._left, self._expires = True, -math.inf
 
     def _new_balance(self, balance: dict[str, float]) -> None:
         """What was taken from the balance before is not given back to this one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import defaultdict
@@ -9,20 +10,24 @@ from collections import defaultdict
 import pytest
 from hosting import Spine, output, spine, until
 
-from admission.dependency import Breaker, Dependency
+from admission.dependency import Breaker, Dependency, Limit
 from penstock import NotApplied, RateLimited, RetryPolicy, Run, StepFailed, ToolCall, agent, tool
 
 CALLS: defaultdict[str, int] = defaultdict(int)
+GATES: dict[str, asyncio.Event] = {}
 
 
 @pytest.fixture(autouse=True)
 def clean() -> None:
     CALLS.clear()
+    GATES.clear()
 
 
 @tool(dependency="d")
 async def work(call: ToolCall, name: str) -> str:
     CALLS[name] += 1
+    if name in GATES:
+        await GATES[name].wait()
     if name.startswith("fails"):
         raise NotApplied("down")
     if name.startswith("limited") and CALLS[name] == 1:
@@ -43,6 +48,27 @@ async def change(deployment: Spine, **fields: object) -> None:
     keys = deployment.store.keys
     await deployment.store.set_fields(keys.dependency("d"), {"override": json.dumps(fields)})
     await deployment.store.publish(keys.dependencies_channel, "changed d")
+
+
+async def test_a_host_that_comes_back_anew_has_a_new_name_at_the_hub_too(redis_url: str) -> None:
+    dependency = Dependency("d", [Limit("requests", 100, per=1)], max_concurrency=4)
+    async with spine(redis_url, worker, dependencies=[dependency]) as deployment:
+        host = await deployment.host()
+        GATES["held"] = asyncio.Event()
+        held = await deployment.submit(worker, "held")
+        await until(lambda: CALLS["held"] == 1, "a call under way")
+        gate, first, hub = host.gates.keepers["d"].gate, host.host, deployment.hubs["d"].hub
+        await until(lambda: set(hub.hosts) == {first}, "the hub knows it")
+        await deployment.reap(first)
+        await until(lambda: host.host != first, "a new name")
+        assert gate.host == host.host
+        await until(lambda: set(hub.hosts) == {host.host}, "the hub has buried the earlier name alone")
+        assert hub.hosts[host.host].in_flight == gate.in_flight
+        assert await deployment.result(worker, "next") == "next"
+        GATES["held"].set()
+        assert await deployment.result(worker, "last") == "last"
+        await deployment.end(held)
+        await until(lambda: gate.in_flight == 0, "all have ended")
 
 
 async def test_what_operators_set_holds_for_the_next_call_on_every_host(redis_url: str) -> None:
