@@ -321,10 +321,10 @@ class Gatekeeper:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 lease = decode_lease(await self._link(encode_message(report)))
         except asyncio.CancelledError:
-            self.gate.lost(since, report)
+            self.gate.lost(since)
             raise
         except (Exception, msgspec.DecodeError) as error:
-            self.gate.lost(since, report)
+            self.gate.lost(since)
             if self._hub_answers:
                 _LOG.warning("no hub of %s answers (%s): living on what is safe", self.dependency.name, error)
             self._hub_answers = False

@@ -8,8 +8,8 @@ without a lease a call waits, and when no hub answers, the host lives on a safe 
 import math
 from typing import Any, Final
 
-from admission.exchange import RANKS, Demand, Lease, Outcomes, Report, added
-from admission.limiter import amount_of
+from admission.exchange import RANKS, Demand, Lease, Report, added
+from admission.limiter import amount_of, beyond
 from admission.line import Line, Waiter
 from admission.passage import Hindrance, Passage, Since
 
@@ -160,32 +160,15 @@ class Gate:
             return
         passage.over = True
         self.in_flight -= 1
-        since = self._since
         if result in ("rate_limited", "ignored"):
             self._give_probe_back(passage)
-        if result == "rate_limited":
-            since.rate_limited += 1
-        elif result != "ignored":
-            key = (passage.generation, passage.own)
-            outcomes = since.outcomes.get(key)
-            if outcomes is None:
-                outcomes = since.outcomes[key] = Outcomes(passage.generation, own=passage.own)
-            if result == "succeeded":
-                outcomes.succeeded += 1
-                if self.slow_call_s is not None and now - passage.began > self.slow_call_s:
-                    outcomes.slow += 1
-            else:
-                outcomes.failed += 1
-                since.abandoned += result == "abandoned"
+        slow = self.slow_call_s is not None and now - passage.began > self.slow_call_s
+        self._since.ended(passage, result, slow=slow)
         if actual is not None and self.balance is not None:
-            deltas = {
-                name: amount - amount_of(passage.cost, name)
-                for name, amount in _like(actual, self.balance).items()
-                if abs(amount - amount_of(passage.cost, name)) > _TINY
-            }
+            deltas = beyond(passage.cost, actual, self.balance)
             if deltas:
                 # What is not reported yet is told and settled by the same report.
-                since.settled.append((passage.reported + 1, deltas))
+                self._since.settled.append((passage.reported + 1, deltas))
 
     def stop(self, now: float, seconds: float) -> None:
         """The other side asked to be left alone: this host stops at once, and tells the hub."""
@@ -295,24 +278,9 @@ class Gate:
                 balance[name] = keep
         return returned
 
-    def lost(self, since: Since, report: Report) -> None:
-        """A report did not arrive, or its answer did not: its evidence is told again with the next one. What was
-        returned is gone, and so is what calls have used less than was reserved: the hub may have heard of it, and twice
-        would be too much.
-        """
-        mine = self._since
-        for key, outcomes in since.outcomes.items():
-            kept = mine.outcomes.setdefault(key, Outcomes(key[0], own=key[1]))
-            kept.succeeded += outcomes.succeeded
-            kept.failed += outcomes.failed
-            kept.slow += outcomes.slow
-        mine.rate_limited += since.rate_limited
-        mine.abandoned += since.abandoned
-        mine.retries += since.retries
-        for told_by, deltas in since.settled:
-            more = {name: delta for name, delta in deltas.items() if delta > 0}
-            if more:
-                mine.settled.append((told_by, more))
+    def lost(self, since: Since) -> None:
+        """A report did not arrive, or its answer did not: its evidence is told again. What was returned is gone."""
+        self._since.again(since)
 
     def accept(self, sent_at: float, now: float, lease: Lease) -> dict[str, int]:
         """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing, and one for another name."""
@@ -428,14 +396,3 @@ class Gate:
         if self.is_safe_mode:
             return Hindrance("limit", "no hub answers: a safe share of the limits", None)
         return Hindrance("limit", lease.scarce or "permits are on their way", None)
-
-
-def _like(actual: dict[str, float], balance: dict[str, float]) -> dict[str, float]:
-    """What was used of the limited resources, as far as it is known."""
-    found: dict[str, float] = {}
-    for name in balance:
-        if name == "tokens" and "input_tokens" in actual and "output_tokens" in actual:
-            found[name] = actual["input_tokens"] + actual["output_tokens"]
-        elif name in actual:
-            found[name] = actual[name]
-    return found

@@ -295,9 +295,9 @@ def test_a_retry_after_is_told_until_a_report_with_it_was_answered(heard: str) -
     gate = gate_with(10.0)
     if heard != "before the answer":
         gate.stop(0.1, 5.0)
-    report, since = gate.report(0.2)
+    _, since = gate.report(0.2)
     if heard == "the report was lost":
-        gate.lost(since, report)
+        gate.lost(since)
     else:
         gate.stop(0.3, 9.0)
         gate.accept(0.2, 0.4, leased(10.0, sequence=2))
@@ -321,7 +321,7 @@ def test_outcomes_go_to_the_generation_under_which_the_call_went() -> None:
     report, since = gate.report(0.9)
     assert report.outcomes == [Outcomes(4, succeeded=2, failed=2, slow=1)]
     assert (report.rate_limited, report.abandoned, report.in_flight) == (1, 1, 0)
-    gate.lost(since, report)
+    gate.lost(since)
     again, _ = gate.report(1.0)
     assert again.outcomes == report.outcomes
     assert (again.rate_limited, again.abandoned) == (1, 1)
@@ -338,7 +338,7 @@ def test_of_a_lost_report_what_was_used_less_is_not_told_again_since_it_may_have
     gate.done(0.0, more, "succeeded", {"input_tokens": 40.0, "output_tokens": 30.0})
     report, since = gate.report(0.1)
     assert [deltas for _, deltas in report.settled] == [{"tokens": -40.0}, {"tokens": 20.0}]
-    gate.lost(since, report)
+    gate.lost(since)
     assert [deltas for _, deltas in gate.report(0.2)[0].settled] == [{"tokens": 20.0}]
 
 

@@ -102,7 +102,7 @@ class Talk:
         if heard:
             gate.accept(self.now, self.now, lease)
         else:
-            gate.lost(since, report)
+            gate.lost(since)
         return lease
 
     def turn(self, seconds: float = 0.25) -> None:

@@ -184,7 +184,7 @@ class HubWorld:
         def over() -> None:
             if not answered[0] and host.alive:
                 answered[0] = True
-                gate.lost(since, report)
+                gate.lost(since)
                 gate.live_safely(self.now)
                 self._let_go(host)
                 self.at(0.1, lambda: self._send(host))
