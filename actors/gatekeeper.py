@@ -18,7 +18,7 @@ from aiolimiter import AsyncLimiter
 from actors.messages import decode_lease, encode_message
 from actors.scope import wake
 from admission.dependency import Dependency, from_plain
-from admission.exchange import Lease
+from admission.exchange import ANSWER_WITHIN_S, Lease, News
 from admission.gate import Gate
 from admission.line import Waiter
 from admission.passage import Hindrance, Passage
@@ -29,7 +29,6 @@ Link = Callable[[bytes], Awaitable[bytes]]
 WORTH_POSTPONING_S: Final = 3.0
 _SAFE_STEP_S: Final = 0.1
 _EARLIEST_S: Final = 0.01
-_ANSWER_WITHIN_S: Final = 1.0
 _PATIENCE_PERIODS: Final = 4
 _SMOOTH_OVER: Final = 0.8
 _STEPS: Final = 16
@@ -318,7 +317,7 @@ class Gatekeeper:
         sent_at = self._asked_at = self._loop.time()
         report, since = self.gate.report(sent_at, leaving=leaving)
         try:
-            async with asyncio.timeout(_ANSWER_WITHIN_S):
+            async with asyncio.timeout(ANSWER_WITHIN_S):
                 lease = decode_lease(await self._link(encode_message(report)))
         except asyncio.CancelledError:
             self.gate.lost(since)
@@ -354,9 +353,7 @@ class Gatekeeper:
 
     def news(self, told: dict[str, object]) -> None:
         """What the hub has told everybody."""
-        fresh = msgspec.convert(told, _News)
-        now = self._loop.time()
-        self.gate.news(now, fresh.epoch, fresh.state, fresh.generation, fresh.not_before_s, fresh.why)
+        self.gate.news(self._loop.time(), msgspec.convert(told, News))
         self._postpone_all()
         if self.gate.line.waiting:
             self._talk_sooner()
@@ -382,11 +379,3 @@ class _Token:
     future: "asyncio.Future[None]"
     granted: list[Passage]
     may_postpone: bool
-
-
-class _News(msgspec.Struct, frozen=True):
-    epoch: int
-    state: str
-    generation: int
-    not_before_s: float
-    why: str

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
+ANSWER_WITHIN_S = 1.0
+"""So long a host waits for an answer, and so long after its end a lease may still be in force somewhere."""
+LEFT_ALONE = "the other side asked to be left alone (Retry-After)"
 RANKS = ("critical", "high", "normal", "low", "best_effort")
 
 
@@ -101,6 +104,7 @@ class Lease:
         generation: of the breaker; the host hands it back with outcomes.
         own: of the breaker that this host has for itself, because it alone fails.
         why: what holds calls back, in words; empty when nothing does.
+        stopped: it is a Retry-After that holds them back.
         not_before_s: no call before so many seconds have passed.
         permits: what is added to the host's balance, by resource; None when no rate is limited. What ``most`` names is
             limited, whatever is said here.
@@ -123,6 +127,7 @@ class Lease:
     generation: int = 0
     own: int = 0
     why: str = ""
+    stopped: bool = False
     not_before_s: float = 0.0
     permits: dict[str, float] | None = None
     probes: int = 0
@@ -136,6 +141,18 @@ class Lease:
     saturated: bool = False
     scarce: str = ""
     definition: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """From a hub to all hosts, ahead of their next leases: those fields of a lease that cannot wait."""
+
+    epoch: int
+    state: str
+    generation: int
+    not_before_s: float
+    why: str
+    stopped: bool = False
 
 
 def added(left: Mapping[str, float], right: Mapping[str, float], times: float = 1.0) -> dict[str, float]:

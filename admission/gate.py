@@ -8,7 +8,7 @@ without a lease a call waits, and when no hub answers, the host lives on a safe 
 import math
 from typing import Any, Final
 
-from admission.exchange import RANKS, Demand, Lease, Report, added
+from admission.exchange import LEFT_ALONE, RANKS, Demand, Lease, News, Report, added
 from admission.limiter import amount_of, beyond
 from admission.line import Line, Waiter
 from admission.passage import Hindrance, Passage, Since
@@ -330,16 +330,17 @@ class Gate:
         self.balance = balance
         self._balances += 1
 
-    def news(self, now: float, epoch: int, state: str, generation: int, not_before_s: float, why: str) -> bool:
+    def news(self, now: float, news: News) -> bool:
         """What the hub has told everybody, ahead of the next lease; whether it changes anything."""
         lease = self.lease
-        if lease is None or epoch < lease.epoch or generation < lease.generation:
+        if lease is None or news.epoch < lease.epoch or news.generation < lease.generation:
             return False
-        if state == "closed" and lease.state == "closed":
-            self._not_before = max(self._not_before, now + not_before_s)
-            return not_before_s > 0
-        lease.state, lease.generation, lease.why = state, generation, why
-        self._not_before = max(now + not_before_s, self._stop_until)
+        if news.state == "closed" and lease.state == "closed":
+            self._not_before = max(self._not_before, now + news.not_before_s)
+            lease.stopped = lease.stopped or news.stopped
+            return news.not_before_s > 0
+        lease.state, lease.generation, lease.why, lease.stopped = news.state, news.generation, news.why, news.stopped
+        self._not_before = max(now + news.not_before_s, self._stop_until)
         self._probes = 0
         return True
 
@@ -383,10 +384,8 @@ class Gate:
             return Hindrance("hub", "no word from the dependency's hub yet", None)
         left_s = self._not_before - now
         if left_s > 0:
-            stopped = self._stop_until >= self._not_before or "Retry-After" in lease.why
-            kind = "retry_after" if stopped else "breaker"
-            text = lease.why or "the other side asked to be left alone (Retry-After)"
-            return Hindrance(kind, text, left_s)
+            stopped = self._stop_until >= self._not_before or lease.stopped
+            return Hindrance("retry_after" if stopped else "breaker", lease.why or LEFT_ALONE, left_s)
         if lease.state == "probing":
             return Hindrance("breaker", lease.why or "probing", None)
         if now >= self._expires:

@@ -12,14 +12,13 @@ from typing import Final
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import Breaker, Dependency, as_plain
-from admission.exchange import RANKS, Lease, Report, added
+from admission.exchange import ANSWER_WITHIN_S, LEFT_ALONE, RANKS, Lease, Report, added
 from admission.hub_hosts import HostFacts, Told, Totals
 from admission.limiter import RateLimiter, amount_of
 from admission.split import Deficits, Turns, quantum
 
 SAFE_SHARE: Final = 0.8
 FORGET_S: Final = 30.0
-ANSWER_WITHIN_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
 _SMOOTHING: Final = 0.2
@@ -290,7 +289,7 @@ class Hub:
             lease.not_before_s = math.inf if breaker.until is None else max(0.0, breaker.until - now)
         stopped_s = self.limiter.stopped_until - now
         if stopped_s > lease.not_before_s:
-            lease.why, lease.not_before_s = "the other side asked to be left alone (Retry-After)", stopped_s
+            lease.why, lease.stopped, lease.not_before_s = LEFT_ALONE, True, stopped_s
         limited = bool(self.dependency.rate)
         lease.permits = dict.fromkeys(self.limiter.resources, 0.0) if limited else None
         if lease.not_before_s <= 0:

@@ -8,8 +8,8 @@ from typing import Any
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import as_plain
-from admission.exchange import RANKS
-from admission.hub import ANSWER_WITHIN_S, NEVER, Hub
+from admission.exchange import ANSWER_WITHIN_S, LEFT_ALONE, RANKS
+from admission.hub import NEVER, Hub
 from admission.hub_hosts import HostFacts, Told, Totals
 
 
@@ -29,7 +29,8 @@ def news(hub: Hub, now: float) -> dict[str, Any] | None:
         "state": hub.breaker.state.value,
         "generation": hub.breaker.generation,
         "not_before_s": max(0.0, open_s, hub.limiter.stopped_until - now),
-        "why": "the other side asked to be left alone (Retry-After)" if stopped and not open_s else hub.breaker.reason,
+        "stopped": stopped and not open_s,
+        "why": LEFT_ALONE if stopped and not open_s else hub.breaker.reason,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admission.exchange import Lease, Outcomes
+from admission.exchange import LEFT_ALONE, Lease, News, Outcomes
 from admission.gate import Gate
 from admission.passage import Passage
 
@@ -255,22 +255,32 @@ def test_a_probe_of_an_earlier_time_of_probing_does_not_go_back() -> None:
 def test_after_the_news_that_it_is_open_nothing_goes() -> None:
     gate = gate_with(10.0, generation=1)
     gate.wait(0.0, 1, ONE, True, "w")
-    assert gate.news(0.0, 1, "open", 2, 3.0, "4 of 4 failed")
+    assert gate.news(0.0, News(1, "open", 2, 3.0, "4 of 4 failed"))
     assert passed(gate, 0.9, rank=0) is None
     assert went(gate, 0.9) == []
     what = gate.hindrance(0.5)
     assert (what.kind, what.text) == ("breaker", "4 of 4 failed")
     assert what.for_s == pytest.approx(2.5)
-    assert not gate.news(0.5, 1, "closed", 1, 0.0, ""), "of an earlier generation"
-    assert not gate.news(0.5, 0, "closed", 9, 0.0, ""), "of an earlier hub"
+    assert not gate.news(0.5, News(1, "closed", 1, 0.0, "")), "of an earlier generation"
+    assert not gate.news(0.5, News(0, "closed", 9, 0.0, "")), "of an earlier hub"
     assert went(gate, 0.9) == []
     gate.accept(0.9, 0.9, leased(1.0, sequence=2, generation=3))
     assert went(gate, 0.9) == ["w"]
 
 
+@pytest.mark.parametrize("state", ["closed", "open"])
+def test_after_the_news_of_a_retry_after_that_is_what_is_waited_for(state: str) -> None:
+    gate = gate_with(10.0, state=state, generation=1)
+    assert gate.news(0.0, News(1, "closed", 2, 3.0, LEFT_ALONE, stopped=True))
+    what = gate.hindrance(0.5)
+    assert (what.kind, what.text, what.for_s) == ("retry_after", LEFT_ALONE, pytest.approx(2.5))
+    assert gate.news(0.6, News(1, "open", 3, 4.0, "4 of 4 failed"))
+    assert gate.hindrance(0.6).kind == "breaker"
+
+
 def test_probes_that_were_granted_before_the_news_do_not_go() -> None:
     gate = gate_with(10.0, state="probing", generation=3, probes=4)
-    gate.news(0.0, 1, "open", 4, 2.0, "a probe failed")
+    gate.news(0.0, News(1, "open", 4, 2.0, "a probe failed"))
     assert passed(gate, 0.1) is None
     assert passed(gate, 0.9) is None
 

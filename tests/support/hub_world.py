@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from admission.dependency import Dependency
-from admission.exchange import RANKS, Lease
+from admission.exchange import ANSWER_WITHIN_S, RANKS, Lease
 from admission.gate import Gate
-from admission.hub import ANSWER_WITHIN_S, Hub
+from admission.hub import Hub
 from admission.hub_record import restore, snapshot
 from admission.passage import Passage
 
