@@ -121,7 +121,7 @@ def restore(hub: Hub, now: float, plain: Mapping[str, Any], gap_s: float) -> Non
     """
     held_s = hub.lifetime_s + ANSWER_WITHIN_S
     hub.limiter.restore(now, plain["limiter"], gap_s, held_s)
-    hub.learns_until = now + held_s
+    hub.places.learns_until = now + held_s
     hub.breaker = BreakerMachine.restore(hub.dependency.breaker or NEVER, plain["breaker"], now - gap_s)
     if hub.dependency.retry_budget is not None and plain.get("budgets") is not None:
         hub.budgets = Budgets.restore(hub.dependency.retry_budget, plain["budgets"], now - gap_s)

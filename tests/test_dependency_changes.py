@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import pytest
 from hosting import Spine, output, spine, until
+from hub_talk import Talk, may_go
 
 from admission.dependency import Breaker, Dependency, Limit
 from penstock import NotApplied, RateLimited, RetryPolicy, Run, StepFailed, ToolCall, agent, tool
@@ -48,6 +49,50 @@ async def change(deployment: Spine, **fields: object) -> None:
     keys = deployment.store.keys
     await deployment.store.set_fields(keys.dependency("d"), {"override": json.dumps(fields)})
     await deployment.store.publish(keys.dependencies_channel, "changed d")
+
+
+def test_under_another_name_a_host_uses_nothing_that_its_earlier_name_was_given() -> None:
+    talk = Talk(Dependency("d", [Limit("requests", 100, per=10)], max_concurrency=3, breaker=None))
+    gate = talk.gates[0]
+    for _ in range(4):
+        gate.wait(talk.now, 2, {"requests": 1.0}, True, None)
+    talk.turn()
+    talk.turn()
+    assert gate.next(talk.now) is not None
+    granted = sum(talk.hub.limiter.use(talk.now)[0][part] for part in ("used", "outstanding"))
+    report, _ = gate.report(talk.now)  # its answer comes when the name is another one already
+    late = talk.hub.exchange(talk.now, 0.5, report)
+    gate.rename("h0-again")
+    gate.accept(talk.now, talk.now, late)
+    assert gate.balance == {"requests": 0.0}
+    assert gate.next(talk.now) is None
+    gate.live_safely(talk.now + 9)
+    assert gate.next(talk.now + 9) is None, "the hub counts no safe share for this name"
+    lease = talk.exchange()
+    assert set(talk.hub.hosts) == {"h0", "h0-again"}
+    assert talk.hub.hosts["h0-again"].in_flight == 1, "what was under way goes on under the new name"
+    assert lease.concurrency == 0, "the earlier name may have the three places still"
+    talk.hub.bury(talk.now, "h0")
+    use = talk.hub.limiter.use(talk.now)[0]
+    assert use["used"] + use["outstanding"] >= granted
+    for _ in range(8):
+        talk.turn()
+        gate.next(talk.now)
+    assert gate.lease is not None
+    assert gate.lease.concurrency == 3
+    assert gate.in_flight == 3
+    gate.live_safely(talk.now + 9)
+    assert gate.is_safe_mode
+
+
+def test_under_another_name_a_host_goes_on_where_nothing_is_limited() -> None:
+    talk = Talk(Dependency("d"))
+    talk.turn()
+    gate = talk.gates[0]
+    gate.rename("h0-again")
+    assert may_go(gate, talk.now)
+    gate.live_safely(talk.now + 9)
+    assert may_go(gate, talk.now + 9)
 
 
 async def test_a_host_that_comes_back_anew_has_a_new_name_at_the_hub_too(redis_url: str) -> None:
