@@ -27,13 +27,15 @@ DEPENDENCIES = [
     Dependency("d", [Limit("requests", 12, per=12)], breaker=None, retry_budget=BUDGET),
     Dependency("d", [Limit("requests", 300, per=60), Limit("input_tokens", 2000, per=20)], breaker=None),
 ]
-ALL_FAULTS = Faults(0.01, 0.02, 0.05, 0.05, 6, 5, 8, 8, 5)
+ALL_FAULTS = Faults(0.01, 0.02, 0.05, 0.05, 6, 5, 8, 8, 5, 7)
 FAULTS = [
     Faults(lost=0.02, late=0.02, doubled=0.1, undone=0.1),
     Faults(cut_off_every_s=5, undone=0.05),
     Faults(lost=0.01, late=0.01, host_dies_every_s=3),
     Faults(hub_dies_every_s=6),
     Faults(redefined_every_s=1.5),
+    Faults(lost=0.01, late=0.02, renamed_every_s=2, undone=0.05),
+    Faults(cut_off_every_s=5, renamed_every_s=3),
     ALL_FAULTS,
 ]
 
