@@ -32,10 +32,12 @@ async def call(
     entry = engine.ask(path, Kind.CALL, tool.name, keyed(arguments, business_key))
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
         return recorded(tool, entry)
-    # An open call is one that has waited before; an intent, one that may have been sent.
-    await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
+    # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
+    await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
     if tool.options.risk.is_effect:
+        engine.services.tools.setdefault(tool.name, tool)
+        engine.has_effects = True
         return await effects.make(step, entry)
     return await _read(step)
 
