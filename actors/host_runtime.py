@@ -270,6 +270,7 @@ class HostRuntime:
             for engine in list(self.runs.values()):
                 engine.drop()
             self._new_identity()
+            self.gates.rename(self.host)
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
         self._reaper.reap_soon(lost)
