@@ -73,6 +73,9 @@ async def undone(engine: "RunEngine", verdict: Verdict) -> Verdict:
         RunAborted: the run is another host's, or nobody knows whether an effect was undone: then the engine has a
             verdict that says so.
     """
+    if engine.read_only:
+        # What is applied belongs to the branch that may cause effects: its end decides.
+        return verdict
     entries = [decode_entry(raw) for raw in await _journal(engine)]
     applied = applied_effects(entries)
     if not applied:
@@ -141,6 +144,8 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
         await effects.make(step, entry)
     except StepFailed as failed:
         return ": ".join(described(failed))
+    except ReadOnlyBranch as lost:
+        return str(lost)
     except ReadOnlyBranch:
         return "another branch has the right to effects"
     return ""

@@ -105,8 +105,7 @@ class Spine:
         return await self.reap(await self.vanish(host))
 
     async def submit(self, agent: Agent[Any, Any] | str, payload: Any = None, **fields: Any) -> str:
-        """One job; the id of its run. It may write, unless its grants say otherwise."""
-        fields = {"grants": ("write",)} | fields
+        """One job; the id of its run."""
         name = agent if isinstance(agent, str) else agent.name
         job = Job(custom_id=f"job-{uuid.uuid4().hex}", agent=name, input=payload, **fields)
         run = new_run(job, "b", self.store.keys.partitions)

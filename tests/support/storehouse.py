@@ -24,11 +24,9 @@ SERVED = ("echo", "1")
 _ENDS = {state.value for state in TERMINAL}
 _ENDED = {f"ended:{state}" for state in _ENDS}
 _OF_APPROVALS = {"approvals", "decided"}
-_PLAIN = (
-    {"queue", "unserved", "needs", "waiting", "timers", "unknown", "dead", "counts", "lineages"}
-    | _ENDED
-    | _OF_APPROVALS
-)
+_PLAIN = {
+    "queue", "unserved", "needs", "waiting", "timers", "unknown", "dead", "counts", "lineages", *_ENDED, *_OF_APPROVALS,
+}  # fmt: skip
 
 
 def settings_for(url: str, *, partitions: int = 1, **more: Any) -> Settings:
