@@ -144,8 +144,6 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
         await effects.make(step, entry)
     except StepFailed as failed:
         return ": ".join(described(failed))
-    except ReadOnlyBranch as lost:
-        return str(lost)
     except ReadOnlyBranch:
         return "another branch has the right to effects"
     return ""
