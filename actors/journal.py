@@ -82,6 +82,14 @@ def decode_entry(raw: bytes) -> Entry:
     return entry
 
 
+_INTENT_MARK: Final = _ENCODER.encode(Kind.INTENT.value)
+
+
+def is_intent(raw: bytes) -> bool:
+    """Whether an encoded entry is an effect's intent, without decoding it: its kind stands after two single bytes."""
+    return raw.startswith(_INTENT_MARK, 2)
+
+
 def first_link(run_id: str, job: bytes) -> bytes:
     """What the first entry of a run is chained to: the job as it was accepted."""
     state = hashlib.blake2b(run_id.encode(), digest_size=CHAIN_BYTES)

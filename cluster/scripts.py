@@ -31,6 +31,7 @@ def _load(name: str, *, partitioned: bool = True, when_full: bool = True) -> Scr
 
 
 SUBMIT: Final = _load("submit", when_full=False)
+FORK: Final = _load("fork", when_full=False)
 CLAIM: Final = _load("claim")
 APPEND: Final = _load("append", when_full=False)
 COMPACT: Final = _load("compact")
@@ -40,6 +41,7 @@ FIRE: Final = _load("fire")
 REAP: Final = _load("reap")
 RELEASE: Final = _load("release")
 CANCEL: Final = _load("cancel")
+PROMOTE: Final = _load("promote")
 RESOLVE: Final = _load("resolve")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
@@ -47,4 +49,6 @@ EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
 EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
 
 OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE)
-ALL: Final = (SUBMIT, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, RESOLVE, *OF_NO_PARTITION)
+ALL: Final = (
+    SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, RESOLVE, *OF_NO_PARTITION,
+)  # fmt: skip

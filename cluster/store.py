@@ -195,10 +195,10 @@ class Store:
         return answer[0], [_claim(item) for item in answer[1:]]
 
     async def append(self, partition: int, appends: Iterable[Append]) -> dict[str, str]:
-        """Appends journal entries of many runs; exceptions by run id: STALE, GAP or CANCEL."""
+        """Appends journal entries of many runs; exceptions by run id: STALE, READONLY, GAP or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, length, finished, entries in appends:
-            arguments += (run_id, fence, length, finished, len(entries), *entries)
+        for run_id, fence, length, finished, entries, intents in appends:
+            arguments += (run_id, fence, length, finished, intents, len(entries), *entries)
         return _exceptions(await self.call(scripts.APPEND, partition, *arguments))
 
     async def compact(self, run_id: str, fence: int, length: int, entry: bytes, *, archive: bool = False) -> str:
@@ -209,16 +209,16 @@ class Store:
     async def finish(self, partition: int, host: str, ends: Iterable[Finish]) -> dict[str, str]:
         """Ends runs; exceptions by run id: STALE."""
         arguments: list[Argument] = []
-        for run_id, fence, state, reason, output, error in ends:
-            arguments += (run_id, fence, host, state.value, reason, output, error)
+        for run_id, fence, state, reason, output, error, head, seal in ends:
+            arguments += (run_id, fence, host, state.value, reason, output, error, head, seal)
         return _exceptions(await self.call(scripts.FINISH, partition, *arguments))
 
     async def park(self, partition: int, host: str, parks: Iterable[Park]) -> dict[str, str]:
         """Unloads runs; exceptions by run id: STALE or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, reason, due_ms, children in parks:
+        for run_id, fence, reason, due_ms, children, head in parks:
             due: Argument = "" if due_ms is None else due_ms
-            arguments += (run_id, fence, host, reason, due, len(children), *children)
+            arguments += (run_id, fence, host, reason, due, head, len(children), *children)
         return _exceptions(await self.call(scripts.PARK, partition, *arguments))
 
     async def fire(self, partition: int, most: int = 1000) -> Fired:
@@ -399,10 +399,14 @@ def _exceptions(flat: list[bytes]) -> dict[str, str]:
 
 
 def _claim(item: list[Any]) -> Claim:
-    run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses = item
+    (
+        run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses,
+        readonly,
+    ) = item  # fmt: skip
     return Claim(
         run_id.decode(), fence, agent.decode(), custom_id.decode(), batch.decode(), job, int(migrations),
         int(deadline) if deadline else None, int(accepted), parent.decode(), cancel.decode(), journal, losses,
+        bool(readonly),
     )  # fmt: skip
 
 

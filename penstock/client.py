@@ -21,11 +21,13 @@ from cluster.store import Store
 from penstock import inspection
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
-from penstock.checking import JobLike, as_job, checked
+from penstock.checking import Facts, JobLike, as_job, checked
 from penstock.dependencies import DependencyCalls
 from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
+from penstock.lineage import LineageCalls
 from penstock.names import check_batch_key, is_run_id
 from penstock.submission import Submission, check_all, each_of
+from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
 from penstock.views import (
     BatchStatus,
@@ -57,7 +59,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, UnknownCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -375,6 +377,9 @@ class Client(DependencyCalls, UnknownCalls):
         if isinstance(job, list):
             raise InvalidBatch("", tuple(job), len(job), batch=batch)
         return new_run(job, batch, self.store.keys.partitions)
+
+    async def _facts(self) -> Facts:
+        return await self._opened.catalog.facts()
 
     async def _record(self, run_id: str) -> RunRecord:
         try:

@@ -30,6 +30,45 @@ class NoSuchBatch(ClientError):
         self.batch = batch
 
 
+class CannotFork(ClientError):
+    """A run cannot be forked so; nothing was made."""
+
+    def __init__(self, run_id: str, at: str, reason: str) -> None:
+        super().__init__(f"run {run_id} was not forked at step {at!r}: {reason}")
+        self.run_id = run_id
+        self.at = at
+        self.reason = reason
+
+
+class CannotPromote(ClientError):
+    """A branch cannot have the right to effects now; nothing was changed. ``word`` is that of ``promote.lua``, ``run``
+    and ``step`` are what is in its way.
+    """
+
+    def __init__(self, run_id: str, word: str, run: str = "", step: str = "") -> None:
+        reasons = {
+            "ended": f"it has ended ({run}): fork it where it should go on, and promote the fork",
+            "child": f"it is a child of run {run} and goes with it: promote that one (or fork this one first)",
+            "alone": "it has no other branches, and may cause effects",
+            "busy": (
+                f"run {run} has an effect under way at step {step}: try again when its outcome is recorded "
+                f"(penstock why {run})"
+            ),
+            "unknown": (
+                f"run {run} has an effect whose outcome nobody can prove: resolve it first (penstock why {run})"
+            ),
+            "undone": (
+                f"run {run} has undone the effect of step {step}, which this branch takes for applied: fork at step "
+                f"{step}, or before it"
+            ),
+        }
+        super().__init__(f"run {run_id} was not promoted: {reasons.get(word, word)}")
+        self.run_id = run_id
+        self.word = word
+        self.run = run
+        self.step = step
+
+
 class NoSuchHost(ClientError):
     """No host of this name is registered."""
 

@@ -117,6 +117,13 @@ async def view(store: Store, record: RunRecord) -> RunView:
         output=decoded(record.output),
         error=run_error(record.error),
         journal=[_step(decode_entry(raw)) for raw in entries],
+        root=job.root,
+        forked_from=job.forked_from,
+        forked_at=job.forked_at,
+        forked_by=job.forked_by,
+        forked_why=job.forked_why,
+        inherited=job.inherited,
+        may_cause_effects=not record.readonly,
     )
 
 

@@ -14,6 +14,8 @@ from cluster.lifecycle import RunState
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
+from penstock.lineage_views import ForkReport, LineageView, PromotionReport
+from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
 from penstock.views import (
@@ -135,6 +137,14 @@ class SyncClient:
         """See :meth:`Client.why`."""
         return self._call(self._client.why(run_id))
 
+    def trail(self, run_id: str, *, deep: bool = False, verify: bool = False, kept: str = "") -> Trail:
+        """See :meth:`Client.trail`."""
+        return self._call(self._client.trail(run_id, deep=deep, verify=verify, kept=kept))
+
+    def verify_trail(self, run_id: str, *, deep: bool = False, kept: str = "") -> TrailVerification:
+        """See :meth:`Client.verify_trail`."""
+        return self._call(self._client.verify_trail(run_id, deep=deep, kept=kept))
+
     def hosts(self) -> list[HostView]:
         """See :meth:`Client.hosts`."""
         return self._call(self._client.hosts())
@@ -166,6 +176,18 @@ class SyncClient:
     def command_dependency(self, name: str, do: str, *, by: str | None = None, reason: str = "") -> DependencyAnswer:
         """See :meth:`Client.command_dependency`."""
         return self._call(self._client.command_dependency(name, do, by=by, reason=reason))
+
+    def fork(self, run_id: str, at: str, **options: Any) -> ForkReport:
+        """See :meth:`Client.fork`."""
+        return self._call(self._client.fork(run_id, at, **options))
+
+    def lineage(self, run_id: str) -> LineageView:
+        """See :meth:`Client.lineage`."""
+        return self._call(self._client.lineage(run_id))
+
+    def promote(self, run_id: str, *, why: str, by: str | None = None) -> PromotionReport:
+        """See :meth:`Client.promote`."""
+        return self._call(self._client.promote(run_id, why=why, by=by))
 
     def unknown(
         self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None

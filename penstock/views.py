@@ -225,7 +225,11 @@ class JournalStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the store knows of one run."""
+    """Everything that the store knows of one run.
+
+    ``root`` is its lineage, where it is a fork or a child run. A fork has the first ``inherited`` entries of its
+    archive and journal from ``forked_from``; a branch whose ``may_cause_effects`` is False waits to be promoted.
+    """
 
     run_id: str
     custom_id: str
@@ -254,6 +258,13 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     output: Any
     error: RunError | None
     journal: list[JournalStep]
+    root: str = ""
+    forked_from: str = ""
+    forked_at: str = ""
+    forked_by: str = ""
+    forked_why: str = ""
+    inherited: int = 0
+    may_cause_effects: bool = True
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import dependencies as dependency_commands
+from penstock.cli import lineage as lineage_commands
 from penstock.cli import shown
+from penstock.cli import trail as trail_command
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
@@ -263,6 +265,9 @@ def why(run: RunArgument, as_json: AsJson = False) -> None:
     shown.data(answer) if as_json else typer.echo(plain(answer.text))
 
 
+cli.command()(trail_command.trail)
+
+
 # Changing things
 
 
@@ -281,6 +286,9 @@ def cancel(
     else:
         runs_are = "1 run is" if count == 1 else f"{count:,} runs are"
         say(f"{runs_are} cancelled, or will be at the next step" if count else "nothing was left to cancel")
+
+
+lineage_commands.add_to(cli)
 
 
 @cli.command()
