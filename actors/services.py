@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.attempts import Attempts
+from actors.authority import Authority
 from actors.committer import Committer
 from cluster.store import Store
 
@@ -18,6 +19,7 @@ class Services(Protocol):
     store: Store
     committer: Committer
     attempts: Attempts
+    authority: Authority
     payload_limit_bytes: int
     max_losses: int
     tools: "dict[str, Tool[Any, Any]]"

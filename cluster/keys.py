@@ -117,6 +117,26 @@ class Keys:
         return f"{self.name}:{{deployment}}:catalog"
 
     @property
+    def tools(self) -> str:
+        """Tools of the apps that hosts serve: name → JSON with risk, scopes and arguments (hash)."""
+        return f"{self.name}:{{deployment}}:tools"
+
+    @property
+    def policy(self) -> str:
+        """The policy in force (hash)."""
+        return f"{self.name}:{{deployment}}:policy"
+
+    @property
+    def policy_history(self) -> str:
+        """Policies that are or were in force, the newest first, as JSON (list)."""
+        return f"{self.name}:{{deployment}}:policies"
+
+    @property
+    def policy_channel(self) -> str:
+        """Told a number whenever another policy is put in force."""
+        return f"{self.name}:policy"
+
+    @property
     def batches(self) -> str:
         """Batch ids by time of their first submission (sorted set)."""
         return f"{self.name}:{{deployment}}:batches"

@@ -47,8 +47,9 @@ HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
 EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
 EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
+POLICY: Final = _load("policy", partitioned=False)
 
-OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE)
+OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE, POLICY)
 ALL: Final = (
     SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, RESOLVE, *OF_NO_PARTITION,
 )  # fmt: skip

@@ -132,7 +132,7 @@ class Store:
                 await self._topology.refresh()
         raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
 
-    async def _call_keys(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+    async def call_keys(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
         """Calls a script of no partition; its keys share a slot."""
         for _ in self._tries():
             try:
@@ -254,7 +254,7 @@ class Store:
         """Renews a lease, or registers with ``info`` (JSON)."""
         keys = self.keys.hosts
         lease_ms = int(self.settings.lease_s * 1000)
-        answer = await self._call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
+        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
         word, expired, draining, live, now = answer
         return Heartbeat(
             word == b"OK",
@@ -300,7 +300,7 @@ class Store:
 
     async def hub(self, name: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
         """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
-        answer = await self._call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
+        answer = await self.call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
         if answer == b"STALE":
             return None
         number, kept, override, command, now = answer
@@ -312,7 +312,7 @@ class Store:
         self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
     ) -> EffectBegun:
         """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
-        word, held_by, first, receipt, since_ms = await self._call_keys(
+        word, held_by, first, receipt, since_ms = await self.call_keys(
             scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
         )
         return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms)
@@ -320,7 +320,7 @@ class Store:
     async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
         """Keeps what became of an effect; False when it is not this owner's (any more)."""
         kept_ms = int(self.settings.retention.effects_s * 1000)
-        answer = await self._call_keys(
+        answer = await self.call_keys(
             scripts.EFFECT_SETTLE, [self.keys.effect(identity)], owner, fence, state, receipt, kept_ms
         )
         return bool(answer == b"OK")

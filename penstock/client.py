@@ -26,6 +26,7 @@ from penstock.dependencies import DependencyCalls
 from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
 from penstock.lineage import LineageCalls
 from penstock.names import check_batch_key, is_run_id
+from penstock.policies import PolicyCalls
 from penstock.submission import Submission, check_all, each_of
 from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
@@ -59,7 +60,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.

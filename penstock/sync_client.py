@@ -8,6 +8,7 @@ from typing import IO, Any, Self, TypeVar
 
 import uvloop
 
+from actors.job import Job
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
@@ -15,6 +16,7 @@ from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
+from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
 from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
@@ -222,6 +224,32 @@ class SyncClient:
     ) -> Resolved:
         """See :meth:`Client.ask_again`."""
         return self._call(self._client.ask_again(run_id, step, by=by, why=why, version=version))
+
+    def policy(self, version: str | None = None) -> PolicyView:
+        """See :meth:`Client.policy`."""
+        return self._call(self._client.policy(version))
+
+    def policy_history(self) -> list[PolicyView]:
+        """See :meth:`Client.policy_history`."""
+        return self._call(self._client.policy_history())
+
+    def set_policy(
+        self, text: str, *, place: str = "policy", by: str | None = None, why: str = "", checked: bool = True
+    ) -> PolicyAnswer:
+        """See :meth:`Client.set_policy`."""
+        return self._call(self._client.set_policy(text, place=place, by=by, why=why, checked=checked))
+
+    def explain_policy(
+        self,
+        job: str | Job,
+        tool: str,
+        arguments: Mapping[str, Any],
+        *,
+        policy: str | None = None,
+        place: str = "policy",
+    ) -> PolicyExplanation:
+        """See :meth:`Client.explain_policy`."""
+        return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

@@ -9,6 +9,7 @@ import typer
 
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
+from penstock.cli import policy as policy_commands
 from penstock.cli import shown
 from penstock.cli import trail as trail_command
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
@@ -27,6 +28,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli.add_typer(dependency_commands.group, name="deps")
+cli.add_typer(policy_commands.group, name="policy")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]
@@ -76,6 +78,10 @@ def up(
             metavar="FILE", help="YAML file of dependencies, beside the app's own.", envvar="PENSTOCK_DEPENDENCIES"
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with the policy: who may do what.", envvar="PENSTOCK_POLICY"),
+    ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,11 +90,14 @@ def up(
         raise Failure("name the module with your agents: penstock up --app my_package.app", Exit.BAD_INPUT)
     common(home)
     from actors.dependency_file import with_operators_file
+    from actors.policy_file import with_policy_file
     from penstock import local
 
     known = environment_settings()
     if dependencies is not None:  # its text goes along: neither daemon nor nodes need to find the file
         known = with_operators_file(known.model_copy(update={"dependencies": dependencies, "dependencies_yaml": ""}))
+    if policy is not None:
+        known = with_policy_file(known.model_copy(update={"policy": policy, "policy_yaml": ""}))
     # A remote cluster gets a folder only when it is named: everything in it is sent along.
     folder = Path.cwd() if app_dir is None and address is None else app_dir
     say(f"starting a deployment of {app} …")

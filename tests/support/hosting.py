@@ -28,6 +28,13 @@ from cluster.records import RunRecord
 from cluster.store import Store
 
 PATIENCE_S = 10.0
+# Jobs of tests carry no grants; what a policy does with them is tested with policies of its own.
+ALLOW_EVERYTHING = """\
+rules:
+  - name: tests-may-do-everything
+    outcome: allow
+    tiers: [read, draft, write, irreversible]
+"""
 ENDS = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 
 
@@ -175,6 +182,7 @@ async def spine(
     """A deployment with hubs and without hosts yet; all of its hosts and hubs are closed at the end."""
     fields: dict[str, Any] = {
         "name": f"t{uuid.uuid4().hex[:12]}", "partitions": 2, "heartbeat_s": 0.2, "lease_s": 1.5, "slots_per_host": 100,
+        "policy_yaml": ALLOW_EVERYTHING,
     }  # fmt: skip
     chosen = Settings(redis_url=SecretStr(redis_url), **(fields | settings))
     store = await Store.open(chosen)
