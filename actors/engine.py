@@ -31,10 +31,10 @@ from actors.resolutions import close_resolved
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
-from actors.verdict import Verdict, failed, failure, hosts_lost, unproven
+from actors.verdict import Verdict, failed, failure, hosts_lost, sealed_end, unproven
 from cluster.keys import partition_of
 from cluster.lifecycle import RunState
-from cluster.records import Append, Claim, Finish, Park
+from cluster.records import Append, Claim, Park
 
 PARK_WORTH_MS: Final = 1000
 _QUIET_S: Final = 0.02
@@ -196,8 +196,7 @@ class RunEngine(Execution):
             if after is None:
                 return
             verdict = after
-        end = Finish(self.claim.id, self.claim.fence, verdict.state, verdict.reason, verdict.output, verdict.error)
-        await self.services.committer.finish(end)
+        await self.services.committer.finish(sealed_end(self.claim, self.agent.version, self._link, verdict))
 
     async def _undone(self, verdict: Verdict) -> Verdict | None:
         """The verdict once the run's effects are undone; None when another host has the run."""
@@ -297,6 +296,11 @@ class RunEngine(Execution):
         return encode_entry(
             Entry(ENTRY_VERSION, kind, path, name, args, status, payload, attempts, at_ms, now_ms, facts)
         )
+
+    @property
+    def head(self) -> str:
+        """The last link of the journal, as this owner believes (hex)."""
+        return self._link.hex()
 
     def sealed(self, entry: bytes) -> bytes:
         """The entry, chained to the last one; it is the last one now."""
@@ -427,7 +431,7 @@ class RunEngine(Execution):
             return
         self.leaving = True
         self.parked_until_ms = parked.due_ms
-        park = Park(self.claim.id, self.claim.fence, parked.reason, parked.due_ms, parked.children)
+        park = Park(self.claim.id, self.claim.fence, parked.reason, parked.due_ms, parked.children, self.head)
         self._parking = self.services.committer.park(park)
         self._parking.add_done_callback(self._parked)
 

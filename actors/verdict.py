@@ -5,10 +5,12 @@ from typing import Final
 import msgspec
 
 from actors.attempts import Outcome
+from actors.core.chain import Ended, seal_of_end
 from actors.core.replay import Divergence
 from actors.errors import StepFailed, described
 from actors.journal import Entry, encode_error
 from cluster.lifecycle import RunState
+from cluster.records import Claim, Finish
 
 HOSTS_LOST: Final = "too many hosts lost"
 
@@ -20,6 +22,16 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
     output: bytes = b""
     error: bytes = b""
+
+
+def sealed_end(claim: Claim, version: str, head: bytes, verdict: Verdict) -> Finish:
+    """What the store is told of a run's end, sealed by its owner; ``head`` is the last link of its journal."""
+    state, reason, output, error = verdict.state, verdict.reason, verdict.output, verdict.error
+    ended = Ended(
+        claim.id, claim.job, claim.agent, version, claim.batch, claim.custom_id, claim.parent, state.value, reason,
+        output, error,
+    )  # fmt: skip
+    return Finish(claim.id, claim.fence, state, reason, output, error, head.hex(), seal_of_end(head, ended))
 
 
 def failed(

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from cluster.errors import StoreUnavailable
 from cluster.keys import partition_of
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import BatchCounts, RunRecord
 from cluster.store import Store
 
 PAGE: Final = 500
+_READINGS: Final = 50
 _COUNTERS: Final = frozenset({"total", "steps", "migrations", "migrated_runs", "arrivals"})
 _INDEX_OF_STATE: Final = {
     RunState.QUEUED: ("queue", "unserved"),
@@ -62,6 +64,33 @@ async def history(store: Store, run_id: str) -> tuple[list[bytes], list[bytes]]:
         if len(archived) == length:
             return archived, entries
         # A checkpoint came in between: what it moved would be there twice, or not at all.
+
+
+class Past(NamedTuple):
+    """A run's record and all of its entries, oldest first: those that checkpoints have replaced, and the journal."""
+
+    record: RunRecord
+    archive: list[bytes]
+    journal: list[bytes]
+
+
+async def past(store: Store, run_id: str) -> Past | None:
+    """Record, archive and journal of one run as they were at one moment; None where there is no such run.
+
+    Raises:
+        ValueError: as :func:`record` does.
+        StoreUnavailable: the run changed faster than it could be read.
+    """
+    for _ in range(_READINGS):
+        before = await record(store, run_id)
+        if before is None:
+            return None
+        archived, entries = await history(store, run_id)
+        after = await record(store, run_id)
+        # The head that an owner leaves comes with a state version of its own.
+        if after is not None and after.version == before.version:
+            return Past(before, archived, entries)
+    raise StoreUnavailable(f"run {run_id} changes faster than it can be read: ask again")
 
 
 async def place(store: Store, run_id: str) -> int | None:
@@ -176,4 +205,6 @@ def _record(run_id: str, flat: list[Any]) -> RunRecord:
         inherited=number("inherited"),
         promoted=raw.get("promoted", b""),
         demoted=raw.get("demoted", b""),
+        head=text("head"),
+        end_seal=text("end_seal"),
     )

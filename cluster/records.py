@@ -76,7 +76,11 @@ class Append(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The end of one run (or ``confirmation_unknown``)."""
+    """The end of one run (or ``confirmation_unknown``).
+
+    ``head`` is the last link of the journal as its owner believes it, ``seal`` the owner's seal of the end (both hex):
+    they let the run's trail be verified.
+    """
 
     run_id: str
     fence: int
@@ -84,6 +88,8 @@ class Finish(NamedTuple):
     reason: str
     output: bytes
     error: bytes
+    head: str = ""
+    seal: str = ""
 
 
 class Fired(NamedTuple):
@@ -97,13 +103,16 @@ class Fired(NamedTuple):
 
 
 class Park(NamedTuple):
-    """One run that is to be unloaded until ``due_ms`` or until one of its children ends."""
+    """One run that is to be unloaded until ``due_ms`` or until one of its children ends; ``head`` as in
+    :class:`Finish`.
+    """
 
     run_id: str
     fence: int
     reason: str
     due_ms: int | None
     children: tuple[str, ...]
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ class RunRecord:
 
     ``lineage`` is set for forks only, ``inherited`` is how many journal entries a fork has of its source; ``promoted``
     and ``demoted`` are how the run got, or lost, its right to effects for the last time (JSON).
+    ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
+    empty where there is none).
     """
 
     id: str
@@ -141,6 +152,8 @@ class RunRecord:
     inherited: int | None = None
     promoted: bytes = b""
     demoted: bytes = b""
+    head: str = ""
+    end_seal: str = ""
 
 
 @dataclass(frozen=True)

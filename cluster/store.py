@@ -209,16 +209,16 @@ class Store:
     async def finish(self, partition: int, host: str, ends: Iterable[Finish]) -> dict[str, str]:
         """Ends runs; exceptions by run id: STALE."""
         arguments: list[Argument] = []
-        for run_id, fence, state, reason, output, error in ends:
-            arguments += (run_id, fence, host, state.value, reason, output, error)
+        for run_id, fence, state, reason, output, error, head, seal in ends:
+            arguments += (run_id, fence, host, state.value, reason, output, error, head, seal)
         return _exceptions(await self.call(scripts.FINISH, partition, *arguments))
 
     async def park(self, partition: int, host: str, parks: Iterable[Park]) -> dict[str, str]:
         """Unloads runs; exceptions by run id: STALE or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, reason, due_ms, children in parks:
+        for run_id, fence, reason, due_ms, children, head in parks:
             due: Argument = "" if due_ms is None else due_ms
-            arguments += (run_id, fence, host, reason, due, len(children), *children)
+            arguments += (run_id, fence, host, reason, due, head, len(children), *children)
         return _exceptions(await self.call(scripts.PARK, partition, *arguments))
 
     async def fire(self, partition: int, most: int = 1000) -> Fired:

@@ -7,6 +7,7 @@ and not on the order in which steps end, so branches that run at once replay in 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from actors.core.chain import is_of_trail
 from actors.journal import Entry, Kind, Status
 
 # An intent is recorded under the effect's own path and closed by its call, or by what a person says of it.
@@ -49,16 +50,15 @@ class Replay:
         self.ending: Entry | None = None
         self.has_effects = False
         for entry in entries:
+            self.has_effects = self.has_effects or is_of_trail(entry)
             if entry.kind == Kind.CHECKPOINT:
                 # Everything before a checkpoint is behind the run.
                 self.checkpoint = entry
                 by_step.clear()
-                self.has_effects = self.has_effects or bool(entry.facts)
             elif entry.kind == Kind.ENDING:
                 # The agent's code is over: what follows only undoes its effects.
                 self.ending = entry
             else:
-                self.has_effects = self.has_effects or entry.kind == Kind.INTENT
                 # The later entry of a step closes the earlier one.
                 by_step[entry.step] = entry
         self._by_step = by_step

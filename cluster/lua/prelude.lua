@@ -170,10 +170,13 @@ cancel_run = function(id, reason)
 end
 
 -- Ends a run: state, outcome, index, expiry, its parent (false: none). The caller has taken it out of where it was.
+-- `anchor`: fields by which its owner has sealed the end; a run that the store ends has none.
 -- Its children go with it unless it succeeded. It has its end before them, so that none of theirs wakes it.
-end_run = function(id, batch, version, parent, from, to, reason, output, failure)
+local UNSEALED = {'end_seal', ''}
+end_run = function(id, batch, version, parent, from, to, reason, output, failure, anchor)
   local run = base .. 'run:' .. id
-  go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
+  go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now,
+    unpack(anchor or UNSEALED))
   redis.call('ZADD', base .. 'ended:' .. to, now, id)
   local keep = retention(to)
   redis.call('PEXPIRE', run, keep)
