@@ -148,7 +148,7 @@ def anchor_of(proof: Proof, ended: Ended | None) -> str:
     """What is to be kept elsewhere (hex), so that nobody can rewrite the run's past and its end unseen: the seal of its
     end, which depends on the whole chain, or the last link as long as it goes on.
     """
-    return proof.head if ended is None else seal_of_end(bytes.fromhex(proof.head), ended)
+    return proof.head if ended is None or not proof.head else seal_of_end(bytes.fromhex(proof.head), ended)
 
 
 class _Walk:
@@ -310,7 +310,7 @@ def _prove_end(proof: Proof, anchors: Anchors, walk: _Walk) -> None:
             proof.notes.append(f"ended by the store ({state}: {anchors.ended.reason}): no owner has sealed its end")
         return
     head = _unhex(anchors.head)
-    if not head or seal_of_end(head, anchors.ended) != anchors.seal:
+    if len(head) != CHAIN_BYTES or seal_of_end(head, anchors.ended) != anchors.seal:
         parts = "state, reason, output, error, job, agent, version, batch, custom id or parent"
         proof.add(Break.OUTCOME, None, "", f"the seal of its end does not fit: {parts} (or seal or head) was changed")
 
@@ -321,7 +321,7 @@ def _prove_kept(proof: Proof, kept: str, links: Mapping[str, int], anchors: Anch
         since = proof.entries - 1 - links[wanted]
         proof.notes.append(f"the anchor that was kept is in the chain, {_entries(since)} before its end")
         return
-    if anchors.ended is not None and proof.head and wanted == anchor_of(proof, anchors.ended):
+    if anchors.ended is not None and wanted == anchor_of(proof, anchors.ended):
         proof.notes.append("the anchor that was kept is the seal of this end")
         return
     older = f", or it is older than checkpoint {dropped}, which has dropped the past" if dropped else ""
