@@ -27,6 +27,7 @@ from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, Wa
 from penstock.lineage import LineageCalls
 from penstock.names import check_batch_key, is_run_id
 from penstock.submission import Submission, check_all, each_of
+from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
 from penstock.views import (
     BatchStatus,
@@ -58,7 +59,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls, UnknownCalls):
+class Client(DependencyCalls, LineageCalls, TrailCalls, UnknownCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.

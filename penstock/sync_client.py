@@ -15,6 +15,7 @@ from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
+from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
 from penstock.views import (
@@ -135,6 +136,14 @@ class SyncClient:
     def why(self, run_id: str) -> Why:
         """See :meth:`Client.why`."""
         return self._call(self._client.why(run_id))
+
+    def trail(self, run_id: str, *, deep: bool = False, verify: bool = False, kept: str = "") -> Trail:
+        """See :meth:`Client.trail`."""
+        return self._call(self._client.trail(run_id, deep=deep, verify=verify, kept=kept))
+
+    def verify_trail(self, run_id: str, *, deep: bool = False, kept: str = "") -> TrailVerification:
+        """See :meth:`Client.verify_trail`."""
+        return self._call(self._client.verify_trail(run_id, deep=deep, kept=kept))
 
     def hosts(self) -> list[HostView]:
         """See :meth:`Client.hosts`."""

@@ -10,6 +10,7 @@ import typer
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
 from penstock.cli import shown
+from penstock.cli import trail as trail_command
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
@@ -262,6 +263,9 @@ def why(run: RunArgument, as_json: AsJson = False) -> None:
 
     answer = ask(lambda client: client.why(run))
     shown.data(answer) if as_json else typer.echo(plain(answer.text))
+
+
+cli.command()(trail_command.trail)
 
 
 # Changing things
