@@ -1,7 +1,5 @@
 """A run's audit trail: read from what the store keeps of it, and proved."""
 
-from collections.abc import Iterable
-from itertools import accumulate
 from typing import Final
 
 from actors.core.chain import Ended
@@ -57,27 +55,24 @@ class TrailCalls:
         """
         past = await _past(self.store, run_id)
         record = past.record
-        told: list[list[TrailRow]] = [[]]
-        children = await _rows(self.store, past, told[0])
-        seen = {run_id}
+        told: dict[str, list[TrailRow]] = {}
+        told[run_id], children = await _rows(self.store, past)
         while deep and children:
-            child = children.pop(0)
-            if child in seen:
+            child = children.pop()
+            if child in told:
                 continue
-            seen.add(child)
-            rows: list[TrailRow] = []
             try:
-                children += await _rows(self.store, await _past(self.store, child), rows)
+                told[child], more = await _rows(self.store, await _past(self.store, child))
             except NoSuchRun:
                 continue
-            told.append(rows)
+            children += more
         verification = await self.verify_trail(run_id, deep=deep, kept=kept) if verify else None
         return Trail(
             run_id=run_id,
             custom_id=record.custom_id,
             agent=record.agent,
             state=record.state.value,
-            rows=_in_order(told),
+            rows=[each for _, each in sorted(_timed(told, run_id, 0), key=lambda pair: pair[0])],
             verification=verification,
         )
 
@@ -109,9 +104,10 @@ async def _past(store: Store, run_id: str) -> reader.Past:
     return found
 
 
-async def _rows(store: Store, past: reader.Past, rows: list[TrailRow]) -> list[str]:
-    """Adds a run's rows; its child runs."""
+async def _rows(store: Store, past: reader.Past) -> tuple[list[TrailRow], list[str]]:
+    """A run's rows; and its child runs."""
     record = past.record
+    rows: list[TrailRow] = []
     agent = f"{record.agent}@{record.pinned}" if record.pinned else record.agent
     entries = Entries(record.id, agent)
     rows += opening_rows(record, first_link(record.id, record.job).hex())
@@ -120,13 +116,25 @@ async def _rows(store: Store, past: reader.Past, rows: list[TrailRow]) -> list[s
         if effect.identity:
             rows.append(record_row(record.id, effect, await store.effect(effect.identity)))
     rows.append(closing_row(record))
-    return entries.children
+    return rows, entries.children
 
 
-def _in_order(told: Iterable[list[TrailRow]]) -> list[TrailRow]:
-    """The rows of all runs by time; those of one run stay in the order of its chain, whatever their clocks said."""
-    keyed = [pair for rows in told for pair in zip(accumulate((row.at_ms for row in rows), max), rows, strict=True)]
-    return [row for _, row in sorted(keyed, key=lambda pair: pair[0])]
+def _timed(told: dict[str, list[TrailRow]], run_id: str, at_ms: int) -> list[tuple[int, TrailRow]]:
+    """The rows of a run and of its child runs, and when each happened at the earliest; to be sorted by that alone.
+
+    Hosts estimate the store's clock: a run's rows stay in the order of its chain, and a child's are between its start
+    and its end, whatever clocks said.
+    """
+    found: list[tuple[int, TrailRow]] = []
+    ends: dict[str, int] = {}
+    for row in told.pop(run_id):
+        child = row.facts.get("child")
+        at_ms = max(at_ms, row.at_ms, ends.get(child, 0) if child else 0)
+        found.append((at_ms, row))
+        if child in told:
+            found += (below := _timed(told, child, at_ms))
+            ends[child] = max(each for each, _ in below)
+    return found
 
 
 async def _verified(store: Store, run_id: str, kept: str, seen: set[str] | None) -> TrailVerification:

@@ -34,6 +34,7 @@ class OpenEffect(NamedTuple):
     step: str
     tool: str
     identity: str
+    undoes: str
 
 
 def job_of(record: RunRecord) -> JobRecord | None:
@@ -74,7 +75,8 @@ def opening_rows(record: RunRecord, first_link: str) -> Iterator[TrailRow]:
         yield TrailRow(at_ms=record.accepted_ms, run_id=run_id, step="", what="forked", detail=detail, facts=fork)
     if record.started_ms is not None:
         moved = record.migrations
-        where = f"moved to another host {moved} times, last to" if moved else "on"
+        times = "once" if moved == 1 else f"{moved} times"
+        where = f"moved to another host {times}, last to" if moved else "on"
         yield TrailRow(
             at_ms=record.started_ms, run_id=run_id, step="", what="started", by="" if moved else f"host {record.host}",
             detail=f"version {record.pinned}, {where} {record.host}",
@@ -92,6 +94,8 @@ def closing_row(record: RunRecord) -> TrailRow:
     parts = [record.reason if record.reason != state.value else ""]
     if error is not None:
         parts.append(_said(error))
+        parts += [f"undone: {each}" for each in error.undone]
+        parts += [f"still applied: {each}" for each in error.still_applied]
     if record.cancel and state is not RunState.CANCELLED:
         parts.append(f"cancellation was asked for: {record.cancel}")
     facts: dict[str, Any] = {"state": state.value, "reason": record.reason, "host": record.host}
@@ -125,10 +129,15 @@ class Entries:
     """A run's entries, told one after the other."""
 
     def __init__(self, run_id: str, agent: str) -> None:
-        self.children: list[str] = []
+        self._children: dict[str, str] = {}
         self._run_id = run_id
         self._agent = agent
         self._open: dict[str, OpenEffect] = {}
+
+    @property
+    def children(self) -> list[str]:
+        """The runs that it has started, in that order."""
+        return list(dict.fromkeys(self._children.values()))
 
     @property
     def open_effects(self) -> list[OpenEffect]:
@@ -169,9 +178,12 @@ class Entries:
             case Kind.RESOLUTION:
                 yield (*_resolution(entry, payload), common | {"payload": payload})
             case Kind.CHILD:
-                yield (*self._child(entry, payload), common | {"payload": payload})
+                told = self._child(entry)
+                yield (*told, common | {"payload": payload, "child": self._children.get(entry.step, "")})
             case Kind.CHECKPOINT:
                 yield "checkpoint", "", _checkpoint(entry), common
+            case Kind.ENDING:
+                yield "ending", "", f"{entry.name}: {_reason(payload)}; its effects are undone first", common
             case Kind.TIMER:
                 yield "timer", "", f"until {moment(payload)}", common | {"payload": payload}
             case Kind.VALUE:
@@ -182,7 +194,8 @@ class Entries:
     def _intent(
         self, entry: Entry, facts: dict[str, Any], common: dict[str, Any]
     ) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        self._open[entry.step] = OpenEffect(entry.step, entry.name, str(facts.get("identity", "")))
+        undoes = str(facts.get("undoes", ""))
+        self._open[entry.step] = OpenEffect(entry.step, entry.name, str(facts.get("identity", "")), undoes)
         permission = facts.get("permission")
         if isinstance(permission, dict) and permission:
             said = dict(permission)
@@ -197,7 +210,7 @@ class Entries:
             f"key {facts['key']}" if facts.get("key") else "",
             f"business key {facts['business_key']}" if facts.get("business_key") else "",
             f"approval {facts['approval']}" if facts.get("approval") else "",
-            f"undoes step {facts['undoes']}" if facts.get("undoes") else "",
+            f"to undo step {undoes}" if undoes else "",
             "simulated: nothing is sent" if facts.get("simulated") else "",
         ]
         yield "intent", f"agent {self._agent}", ", ".join(part for part in parts if part), common
@@ -215,6 +228,8 @@ class Entries:
         failure = "" if error is None else _said(error)
         if "state" in facts:
             what = _STATES.get(str(facts["state"]), str(facts["state"]))
+            if effect is not None and effect.undoes:
+                what = {"applied": "undone", "not applied": "not undone"}.get(what, what)
             known = facts.get("error")
             parts = [
                 tried,
@@ -234,10 +249,10 @@ class Entries:
         took = f"{max(0, entry.ended_ms - entry.started_ms)} ms"
         return "called", "tool", "; ".join(filter(None, [entry.name, tried, took]))
 
-    def _child(self, entry: Entry, payload: Any) -> tuple[str, str, str]:
+    def _child(self, entry: Entry) -> tuple[str, str, str]:
         if entry.status == Status.OPEN:
             child = entry.payload.decode(errors="replace")
-            self.children.append(child)
+            self._children[entry.step] = child
             return "child started", f"agent {self._agent}", f"{entry.name} as run {child}"
         error = _error(entry.payload) if entry.status == Status.FAILED else None
         return "child ended", "", entry.name + (f"; {_said(error)}" if error else "")
@@ -264,6 +279,10 @@ def _resolution(entry: Entry, payload: Any) -> tuple[str, str, str]:
         f"evidence {_short(said['evidence'])}" if said.get("evidence") is not None else "",
     ]
     return "resolved", f"person {said.get('by', '?')}", "; ".join(part for part in parts if part)
+
+
+def _reason(payload: Any) -> str:
+    return str(payload.get("reason", "")) if isinstance(payload, dict) else ""
 
 
 def _checkpoint(entry: Entry) -> str:

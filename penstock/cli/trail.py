@@ -59,7 +59,7 @@ def _table(found: "Trail") -> None:
     from penstock.trail_rows import moment
 
     out = shown.console()
-    out.print(f"trail of run {found.run_id} ({found.custom_id}), agent {found.agent}: {found.state}")
+    out.print(plain(f"trail of run {found.run_id} ({found.custom_id}), agent {found.agent}: {found.state}"))
     several = len({row.run_id for row in found.rows}) > 1
     made = shown.table("time", *(["run"] if several else []), "step", "what", "by whom", "detail", "link")
     for row in found.rows:
