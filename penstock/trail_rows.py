@@ -56,7 +56,7 @@ def opening_rows(record: RunRecord, first_link: str) -> Iterator[TrailRow]:
             "tenant": job.tenant, "value": job.value, "grants": list(job.grants), "metadata": job.metadata,
             "input": job.input, "root": job.root, "simulated": job.simulated, "deadline_ms": record.deadline_ms,
         }  # fmt: skip
-        by = ", for ".join(part for part in (record.parent and f"run {record.parent}", job.by) if part)
+        by = ", for ".join(part for part in (record.parent and f"run {record.parent}", job.by) if part) or "not named"
         parts = [
             f"agent {record.agent}",
             f"batch {record.batch}, {record.custom_id}" if record.batch else "",
@@ -183,7 +183,9 @@ class Entries:
             case Kind.CHECKPOINT:
                 yield "checkpoint", "", _checkpoint(entry), common
             case Kind.ENDING:
-                yield "ending", "", f"{entry.name}: {_reason(payload)}; its effects are undone first", common
+                reason = _reason(payload)
+                said = f"{entry.name}: {reason}" if reason not in ("", entry.name) else entry.name
+                yield "ending", "", f"{said}; its effects are undone first", common
             case Kind.TIMER:
                 yield "timer", "", f"until {moment(payload)}", common | {"payload": payload}
             case Kind.VALUE:
@@ -290,7 +292,8 @@ def _checkpoint(entry: Entry) -> str:
     if facts is None:
         return f"number {entry.step}"
     kept = "kept in the archive" if facts.kept else "dropped"
-    return f"number {entry.step}; {facts.replaced} entries before it were {kept}"
+    before = "1 entry before it was" if facts.replaced == 1 else f"{facts.replaced:,} entries before it were"
+    return f"number {entry.step}; {before} {kept}"
 
 
 def _error(raw: bytes) -> ErrorRecord | None:

@@ -476,7 +476,7 @@ def test_what_permitted_and_who_approved_an_intent() -> None:
         ),
         (made(Kind.RESOLUTION, Status.OK, b'{"applied":true,"by":"kim"}'), "resolved", "person kim", "refund: applied"),
         (made(Kind.VALUE, Status.OK, b"0.5"), "value", "", "refund 0.5"),
-        (made(Kind.ENDING, Status.OK, b"[]"), "ending", "", "refund: ; its effects are undone first"),
+        (made(Kind.ENDING, Status.OK, b"[]"), "ending", "", "refund; its effects are undone first"),
     ],
 )  # fmt: skip
 def test_each_kind_of_entry_is_told(entry: Entry, what: str, by: str, detail: str) -> None:

@@ -88,7 +88,7 @@ def test_a_trail_that_holds(desk: Desk) -> None:
     run_id = desk.runs["paying"]
     result = desk(run_id, "--verify")
     assert result.exit_code == 0
-    assert f"run {run_id}: the chain holds: 4 of 4 entries, head " in result.stdout
+    assert f"run {run_id}: the chain holds: 4 of 4 entries proved, head " in result.stdout
     assert "its end sealed by its owner" in result.stdout
     assert desk.data(run_id, "--verify")["verification"]["holds"] is True
     unknown = desk(desk.runs["mailing"], "--verify")
@@ -102,7 +102,7 @@ def test_a_broken_trail_names_its_first_place(desk: Desk) -> None:
     desk.hands.rewrite(run_id, [entries[0], entries[2], entries[1], entries[3]])
     result = desk(run_id, "--verify")
     assert result.exit_code == Exit.FAILED
-    assert "the chain broken at 3 places: 1 of 4 entries" in result.stdout
+    assert "the chain is broken at 3 places: 1 of 4 entries" in result.stdout
     assert result.stderr.startswith(
         f"error: the trail of run {run_id} is broken, first at: entry 1 (intent pay at step 2): moved: "
     )

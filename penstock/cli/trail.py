@@ -89,13 +89,12 @@ def _judged(found: "TrailVerification", *, as_json: bool) -> None:
 
 def _told(found: "TrailVerification", indent: str) -> None:
     out = shown.console()
-    verdict = (
-        "holds" if not found.broken else f"broken at {found.broken:,} {'place' if found.broken == 1 else 'places'}"
-    )
+    places = f"{found.broken:,} {'place' if found.broken == 1 else 'places'}"
+    verdict = f"is broken at {places}" if found.broken else "holds"
     ends = {"owner": ", its end sealed by its owner", "nobody": ", its end sealed by nobody"}.get(found.sealed_by, "")
     head = f", head {found.head[:8]}" if found.head else ""
     out.print(
-        f"{indent}run {found.run_id}: the chain {verdict}: {found.chained:,} of {found.entries:,} entries{head}{ends}"
+        f"{indent}run {found.run_id}: the chain {verdict}: {found.chained:,} of {found.entries:,} entries proved{head}{ends}"
     )
     for finding in found.findings:
         where = f"entry {finding.place} ({finding.step}): " if finding.place is not None else ""
