@@ -93,9 +93,8 @@ def _told(found: "TrailVerification", indent: str) -> None:
     verdict = f"is broken at {places}" if found.broken else "holds"
     ends = {"owner": ", its end sealed by its owner", "nobody": ", its end sealed by nobody"}.get(found.sealed_by, "")
     head = f", head {found.head[:8]}" if found.head else ""
-    out.print(
-        f"{indent}run {found.run_id}: the chain {verdict}: {found.chained:,} of {found.entries:,} entries proved{head}{ends}"
-    )
+    proved = f"{found.chained:,} of {found.entries:,} entries proved"
+    out.print(f"{indent}run {found.run_id}: the chain {verdict}: {proved}{head}{ends}")
     for finding in found.findings:
         where = f"entry {finding.place} ({finding.step}): " if finding.place is not None else ""
         out.print(plain(f"{indent}  {where}{finding.what.replace('_', ' ')}: {finding.text}"))
