@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from storehouse import settings_for
@@ -101,23 +101,15 @@ settles = st.builds(Settle, identities, owners, fences, st.sampled_from(SETTLED)
 class EffectRecordMachine(RuleBasedStateMachine):
     """Does the same to the store and to the model; laws that must hold whatever the model says are checked as well."""
 
-    url: ClassVar[str]
+    stores: ClassVar[list[Store]]
     loop: ClassVar[asyncio.AbstractEventLoop]
 
     def __init__(self) -> None:
         super().__init__()
-        shared = settings_for(self.url)
-        # Connections of their own: what is sent through different ones may arrive in any order.
-        self.stores: list[Store] = [self.do(Store.open(shared)) for _ in range(3)]
         self.records = dict.fromkeys(IDENTITIES, Record())
-
-    def teardown(self) -> None:
-        store = self.stores[0]
-        keys = self.do(store.command("", "KEYS", f"{store.keys.name}:*"))
-        if keys:
-            self.do(store.command("", "DEL", *keys))
-        for each in self.stores:
-            self.do(each.close())
+        for identity in IDENTITIES:
+            key = self.stores[0].keys.effect(identity)
+            self.do(self.stores[0].command(key, "DEL", key))
 
     def do(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
@@ -200,9 +192,7 @@ class EffectRecordMachine(RuleBasedStateMachine):
         before = self.records[identity]
 
         async def all_at_once() -> list[str]:
-            return await asyncio.gather(
-                *(call.sent(store) for call, store in zip(calls, self.stores, strict=True))
-            )
+            return await asyncio.gather(*(call.sent(store) for call, store in zip(calls, self.stores, strict=True)))
 
         said = self.do(all_at_once())
         found = self.there(identity)
@@ -224,13 +214,21 @@ class EffectRecordMachine(RuleBasedStateMachine):
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_the_record_of_an_effect_does_what_the_model_does(redis_url: str) -> None:
+    shared = settings_for(redis_url)
     with asyncio.Runner() as runner:
-        EffectRecordMachine.url = redis_url
-        EffectRecordMachine.loop = runner.get_loop()
+        # Connections of their own: what is sent through different ones may arrive in any order.
+        stores = [runner.run(Store.open(shared)) for _ in range(3)]
+        EffectRecordMachine.stores, EffectRecordMachine.loop = stores, runner.get_loop()
         profile = settings(
-            max_examples=80,
-            stateful_step_count=40,
+            max_examples=150,
+            stateful_step_count=20,
+            # Short ones from the start: making a long one shorter takes longer than a test may.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         )
-        run_state_machine_as_test(EffectRecordMachine, settings=profile)
+        try:
+            run_state_machine_as_test(EffectRecordMachine, settings=profile)
+        finally:
+            for store in stores:
+                runner.run(store.close())
