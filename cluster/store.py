@@ -288,7 +288,7 @@ class Store:
         to be only ``if_expired``, and it has renewed it.
         """
         leases, infos, _ = self.keys.hosts
-        return bool(await self._call_keys(scripts.CONDEMN, [leases, infos], host, int(if_expired)))
+        return bool(await self.call_keys(scripts.CONDEMN, [leases, infos], host, int(if_expired)))
 
     async def forget_host(self, host: str) -> None:
         """Removes a host whose runs have all been taken over, or which has left empty-handed."""
