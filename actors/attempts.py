@@ -272,7 +272,7 @@ class Attempts:
             gatekeeper.done(passage, result, {name: float(used) for name, used in (call.usage or {}).items()} or None)
 
     async def _before_next(self, asked: Asked, attempt: int, pause_s: float, error: str) -> Passage | None:
-        """The retry budget, the pause, the lease and the gate, in this order; each bounded by the step's bounds."""
+        """The retry budget, the pause, the gate and the lease, in this order; each bounded by the step's bounds."""
         if asked.gatekeeper is not None:
             await self._within_budget(asked, asked.gatekeeper, attempt, error)
         bound, left_s = nearest(asked.bounds(self._clock()))
@@ -281,8 +281,10 @@ class Attempts:
         now = self._clock()
         with self._holding(asked, Held("pause", now, now + pause_s, attempt + 1, error)):
             await asyncio.sleep(pause_s)
+        passage = await self.admit(asked, may_postpone=False)
+        # Last, since the gate may have taken longer than the lease: nobody else may own the run when it is sent.
         await asked.lease_renewed()
-        return await self.admit(asked, may_postpone=False)
+        return passage
 
     async def _within_budget(self, asked: Asked, gatekeeper: Gatekeeper, attempt: int, error: str) -> None:
         now = self._clock()

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
@@ -74,7 +74,7 @@ def checked(name: str, fields: Mapping[str, Any]) -> Dependency | list[Misfit]:
 
 def misfits(error: ValidationError) -> list[Misfit]:
     """What pydantic found wrong with a definition, in our words."""
-    return [Misfit(tuple(each["loc"]), _words(each)) for each in error.errors(include_url=False)]
+    return [Misfit(tuple(each["loc"]), words(each, _known)) for each in error.errors(include_url=False)]
 
 
 def problems_in_code(error: ValidationError) -> list[str]:
@@ -162,8 +162,8 @@ def _no_numbers(value: Any, path: Path = ()) -> list[Misfit]:
     return []
 
 
-def _words(problem: Any) -> str:
-    """One of pydantic's problems in a few words."""
+def words(problem: Any, known: Callable[[Path], Iterable[str]]) -> str:
+    """One of pydantic's problems in a few words; ``known`` are the fields of what is at a path."""
     kind, context, given = problem["type"], problem.get("ctx", {}), problem["input"]
     it_is = f" (it is {reprlib.repr(given)})" if isinstance(given, str | int | float) else ""
     bounds = {
@@ -176,7 +176,7 @@ def _words(problem: Any) -> str:
         bound = next(iter(context.values()))
         return f"{bounds[kind]} {'zero' if bound == 0 else format(bound, 'g')}{it_is}"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return nearest(problem["loc"][-1], _known(tuple(problem["loc"][:-1])))
+        return nearest(problem["loc"][-1], known(tuple(problem["loc"][:-1])))
     fixed = {
         "missing": "is missing: add it",
         "finite_number": "must be a finite number",

@@ -5,15 +5,14 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from actors import yaml_file
 from actors.declared import FIELDS, Declared, Misfit, checked, nearest, refuse
-from actors.errors import DefinitionError
 from admission.dependency import Dependency
 from cluster.config import Settings
 
-MAXIMUM_BYTES: Final = 64 * 1024
-"""The text travels in an environment variable and in actors' arguments."""
 _EMPTY: Final = "dependencies: {}\n"
 _SETTING: Final = "PENSTOCK_DEPENDENCIES"
+_FIX: Final = f"name a file that can be read with {_SETTING}, or with `penstock up --dependencies FILE`"
 
 
 class OperatorsFile(NamedTuple):
@@ -57,29 +56,12 @@ def operators_file(settings: Settings) -> OperatorsFile:
 
 def parsed(text: str, place: str) -> OperatorsFile:
     """What a text says; ``place`` is its name in problems."""
-    if len(text.encode()) > MAXIMUM_BYTES:
-        return _nothing(f"{place} has {len(text.encode()):,} bytes, at most {MAXIMUM_BYTES:,} are read")
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                return OperatorsFile({}, frozenset(), [])
-            twice = _keys_there_twice(root, place)
-            if twice:
-                return OperatorsFile({}, _names_in(root), twice)
-            content = loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark else ""
-        return _nothing(f"{place}{at}: no valid YAML: {error.problem or error.context}")
-    except (yaml.YAMLError, ValueError) as error:
-        return _nothing(f"{place}: no valid YAML: {' '.join(str(error).split())}")
-    except RecursionError:
-        return _nothing(f"{place}: no valid YAML: it is nested too deeply")
-    return _Reading(root, place).content(content)
+    content = yaml_file.parsed(text, place)
+    if content.root is None:
+        return OperatorsFile({}, frozenset(), content.problems)
+    if content.problems:
+        return OperatorsFile({}, _names_in(content.root), content.problems)
+    return _Reading(content.root, place).content(content.value)
 
 
 class _Reading:
@@ -135,67 +117,15 @@ class _Reading:
         self._problems.append(f"{self._place}, line {self._line(path)}: {text}")
 
     def _line(self, path: tuple[Any, ...]) -> int:
-        """The line of a path's deepest part that is written out."""
-        node, line = self._root, self._root.start_mark.line
-        for part in path:
-            if isinstance(node, yaml.MappingNode):
-                pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
-                if pair is None:
-                    break
-                node, line = pair[1], pair[0].start_mark.line
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                line = node.start_mark.line
-            else:
-                break
-        return int(line) + 1
+        return yaml_file.line_of(self._root, path)
 
 
 def _read(place: Path) -> str:
-    fix = f"name a file that can be read with {_SETTING}, or with `penstock up --dependencies FILE`"
-    try:
-        with place.expanduser().open("rb") as file:
-            raw = file.read(MAXIMUM_BYTES + 1)
-    except OSError as error:
-        raise DefinitionError(
-            f"the operators' file of dependencies {place} cannot be read ({error.strerror}): {fix}"
-        ) from None
-    if len(raw) > MAXIMUM_BYTES:
-        raise DefinitionError(
-            f"{place} has more than {MAXIMUM_BYTES:,} bytes, which no file of dependencies needs: {fix}"
-        )
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DefinitionError(f"{place} is no text in UTF-8 (byte {error.start}): {fix}") from None
+    return yaml_file.read(place, "the operators' file of dependencies", _FIX)
 
 
 def _nothing(problem: str) -> OperatorsFile:
     return OperatorsFile({}, frozenset(), [problem])
-
-
-def _keys_there_twice(root: yaml.Node, place: str) -> list[str]:
-    """YAML's parser would let the last one win without a word."""
-    found: list[tuple[int, str]] = []
-    seen: set[int] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        if not isinstance(node, yaml.MappingNode):
-            waiting.extend(node.value)
-            continue
-        lines: dict[tuple[str, str], int] = {}
-        for key, value in node.value:
-            waiting.append(value)
-            if isinstance(key, yaml.ScalarNode):
-                line, name = key.start_mark.line + 1, (key.tag, key.value)
-                if name in lines:
-                    found.append((line, f"{key.value!r} is there twice, first in line {lines[name]}: keep one"))
-                lines.setdefault(name, line)
-    return [f"{place}, line {line}: {problem}" for line, problem in sorted(found)]
 
 
 def _names_in(root: yaml.Node) -> frozenset[str]:

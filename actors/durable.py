@@ -8,6 +8,7 @@ import msgspec
 from pydantic_core import to_json
 
 from actors.contract import Agent
+from actors.core.chain import CheckpointFacts, encode_checkpoint_facts
 from actors.core.parking import Wait
 from actors.core.replay import Divergence
 from actors.errors import ChildFailed, InvalidValue, PenstockError, RunAborted
@@ -148,10 +149,14 @@ async def checkpoint(engine: "RunEngine", state: Any) -> None:
     engine.check_size("the checkpoint", payload)
     number = engine.checkpoints + 1
     now_ms = engine.services.now_ms()
-    raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms)
     compact, claim, length = engine.services.store.compact, engine.claim, engine.journal_length
+    # Effects of the past have a trail, and may have to be undone.
+    facts = encode_checkpoint_facts(CheckpointFacts(engine.head, length, engine.has_effects))
+    raw = engine.entry(Kind.CHECKPOINT, str(number), "checkpoint", b"", Status.OK, payload, 1, now_ms, facts)
     raw = engine.sealed(raw)
-    answer = await engine.services.committer.insist(lambda: compact(claim.id, claim.fence, length, raw))
+    answer = await engine.services.committer.insist(
+        lambda: compact(claim.id, claim.fence, length, raw, archive=engine.has_effects)
+    )
     if answer == "GAP":
         engine.lost_track("its owner lost track of the journal")
     if answer != "OK":

@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,10 +15,12 @@ from actors.asked import Interrupted
 from actors.attempts import NoMore, Outcome
 from actors.core.effect import Next, after_begin, reconcile_pause
 from actors.core.outcome import StepEnd
+from actors.effect_record import begin, conflict, is_void, lost_call, outcome_of, replicated, settle
 from actors.errors import InvalidValue, RunAborted
 from actors.journal import Entry, Kind
 from actors.receipts import (
     APPLIED,
+    ASKED_AFTER,
     NOT_APPLIED,
     UNKNOWN,
     Applied,
@@ -29,11 +32,10 @@ from actors.receipts import (
 from actors.tool_step import ToolStep, no_more_outcome
 from actors.verdict import unknown
 from admission.passage import Passage
-from cluster.lifecycle import TERMINAL
 from cluster.records import EffectBegun
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    pass
 
 _LOOK_AGAIN_MS: Final = 2000
 _LONGEST_TEXT: Final = 300
@@ -97,40 +99,38 @@ async def _anew(step: ToolStep, elsewhere: _Elsewhere | None) -> Any:
 # Beginning
 
 
-def _begin(step: ToolStep, void_owner: str = "") -> "Awaitable[EffectBegun]":
-    store, fence = step.engine.services.store, step.engine.claim.fence
-    return step.engine.services.committer.along(
-        lambda: store.begin_effect(
-            step.identity, step.owner, fence, step.arguments.hex(), step.tool.name, step.key(), void_owner=void_owner
-        )
-    )
-
-
 async def _intended(step: ToolStep, passage: Passage | None) -> Any:
     """Records that an effect is about to be caused, and causes it."""
     engine = step.engine
     _reach("before_intent", step)
-    begin = _begin(step)
+    begin_answer = begin(step)
     try:
         await engine.write([step.intent()], 0)
         _reach("after_intent", step)
-        begun = await begin
+        begun = await begin_answer
     except BaseException:
         # A record that was begun without an intent is void; whoever meets it finds that out.
         step.give_back(passage)
         raise
     _reach("after_begin", step)
+    if begun.word in ("new", "mine") and not await replicated(step, step.left_s()):
+        step.give_back(passage)
+        await settle(step, Receipt(NOT_APPLIED))
+        text = f"{step.tool.options.effect.replicas} replicas did not have its intent in time; nothing was sent"
+        return await step.record(
+            Outcome(0, error=("NotReplicated", text), end=StepEnd.TIMED_OUT, ended_by="replicas; schedule_to_close")
+        )
     return await _go_on(step, begun, passage, intent_open=False)
 
 
 async def _resumed(step: ToolStep) -> Any:
     """An effect whose intent is recorded, and whose outcome is not: its host died in between, or it was interrupted."""
-    return await _go_on(step, await _begin(step), None, intent_open=True)
+    return await _go_on(step, await begin(step), None, intent_open=True)
 
 
 async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *, intent_open: bool) -> Any:
-    if begun.word == "busy" and await _is_void(step, begun.owner):
-        begun = await _begin(step, void_owner=begun.owner)
+    if begun.word in ("busy", "conflict") and await is_void(step, begun.owner):
+        begun = await begin(step, void_owner=begun.owner)
     options = step.tool.options
     following = after_begin(
         begun.word,
@@ -148,39 +148,22 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         return await _called(step, await _let_through_again(step, uncertain=True))
     step.give_back(passage)
     if following is Next.ASK:
-        lost = "HostLost", "its host died, or left, between intent and receipt"
-        return await _asked_after(step, Outcome(0, error=lost, unknown=True, end=StepEnd.UNKNOWN))
+        return await _asked_after(step, lost_call(begun, "its host died, or left, between intent and receipt"))
     if following is Next.INHERIT:
         return await _inherited(step, begun)
     if following is Next.WAIT:
         await step.withdraw(f"{begun.owner} is at the same effect ({begun.word})")
         return _Elsewhere(begun.owner, begun.word)
     if following is Next.REFUSE:
-        return await step.record(_conflict(step, begun))
+        return await step.record(conflict(step, begun))
     if following is Next.STOP:
         # Another branch has caused what this one would cause here otherwise: a person has to say what is to be.
-        step.engine.abort(unknown(step.path, step.tool.name, _conflict(step, begun)))
+        step.engine.abort(unknown(step.path, step.tool.name, conflict(step, begun)))
     if following is Next.UNKNOWN:
-        lost = (
-            "HostLost",
-            "its host died between intent and receipt, and the tool is neither idempotent nor reconcilable",
-        )
-        return await _ended(step, Outcome(0, error=lost, unknown=True, end=StepEnd.UNKNOWN))
+        why = "its host died between intent and receipt, and the tool is neither idempotent nor reconcilable"
+        return await _ended(step, lost_call(begun, why))
     step.engine.drop()
     raise RunAborted
-
-
-async def _is_void(step: ToolStep, owner: str) -> bool:
-    """Whether a record's owner can never cause the effect: a run that has ended has no open intent, and one that may
-    cause no effects can write none.
-    """
-    store = step.engine.services.store
-    run_id, _, path = owner.partition(":")
-    key = store.keys.run(run_id)
-    state, read_only = await store.command(key, "HMGET", key, "state", "readonly")
-    if state is None or state.decode() in TERMINAL:
-        return True
-    return read_only == b"1" and not await step.engine.services.has_open_intent(run_id, path)
 
 
 async def _let_through_again(step: ToolStep, *, uncertain: bool) -> Passage | None:
@@ -190,8 +173,8 @@ async def _let_through_again(step: ToolStep, *, uncertain: bool) -> Passage | No
         RunAborted: the run is to end or to leave first; the intent stays open, or is taken back where nothing was sent.
     """
     engine = step.engine
-    if not uncertain and engine.is_to_end:
-        await _settle(step, Receipt(NOT_APPLIED))
+    if not uncertain and engine.is_to_end and not step.undoes:
+        await settle(step, Receipt(NOT_APPLIED))
         await step.withdraw("the run is to end, and nothing was sent")
         raise RunAborted
     try:
@@ -219,7 +202,7 @@ async def _called(step: ToolStep, passage: Passage | None) -> Any:
         _reach("after_call", step)
         if outcome.interrupted:
             if not outcome.ambiguous:
-                await _settle(step, Receipt(NOT_APPLIED, error=outcome.error, attempts=outcome.attempts))
+                await settle(step, Receipt(NOT_APPLIED, error=outcome.error, attempts=outcome.attempts))
                 await step.withdraw("interrupted between two attempts", outcome.attempts, outcome.error)
             raise RunAborted
         if outcome.error is None:
@@ -264,8 +247,9 @@ async def _asked_after(step: ToolStep, lost: Outcome) -> Any:
         pause_s = reconcile_pause(tries, clock(), counts_from, began)
         if pause_s is None:
             error, message = lost.error or ("", "")
-            text = f"{message}; reconcile was asked {tries} times, the last answer: {said[:_LONGEST_TEXT]}"
-            return await _ended(step, Outcome(lost.attempts, error=(error, text), unknown=True, end=StepEnd.UNKNOWN))
+            text = f"{message}{ASKED_AFTER}{tries} times, the last answer: {said[:_LONGEST_TEXT]}"
+            doubt = Outcome(lost.attempts, error=(error, text), unknown=True, end=StepEnd.UNKNOWN)
+            return await _ended(step, doubt, "reconcile")
         try:
             with engine.rests.rest(uncertain=True):
                 await asyncio.sleep(pause_s)
@@ -277,10 +261,10 @@ async def _not_there(step: ToolStep, lost: Outcome, tries: int) -> Any:
     """It is proved that nothing was applied: the effect is caused anew, or the step has failed."""
     engine = step.engine
     error = lost.error or ("", "")
-    await _settle(step, Receipt(NOT_APPLIED, "reconcile", error=error, attempts=lost.attempts))
+    await settle(step, Receipt(NOT_APPLIED, "reconcile", error=error, attempts=lost.attempts))
     said = f"{error[1]}; reconcile was asked {tries} times: it was not applied"
     await step.withdraw(said[:_LONGEST_TEXT], lost.attempts)
-    if engine.is_to_end or engine.leaving:
+    if engine.leaving or (engine.is_to_end and not step.undoes):
         raise RunAborted
     step.lost_calls += 1
     if step.lost_calls >= engine.services.attempts.most_attempts(step.asked):
@@ -311,37 +295,26 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
     """Settles the effect's record, then records the step; or ends the run's driving, when nobody knows."""
     outcome = step.checked(outcome)
     if outcome.unknown:
-        await _settle(step, Receipt(UNKNOWN, by, error=outcome.error, attempts=outcome.attempts))
+        await settle(step, Receipt(UNKNOWN, by, error=outcome.error, attempts=outcome.attempts))
         step.engine.abort(unknown(step.path, step.tool.name, outcome))
     # A result that cannot be taken is none that was not applied.
     applied = outcome.error is None or outcome.end is StepEnd.INVALID_RESULT
     receipt = Receipt(
         APPLIED if applied else NOT_APPLIED,
         by,
-        msgspec.Raw(outcome.payload) if outcome.error is None else msgspec.Raw(b""),
+        msgspec.Raw(outcome.payload) if outcome.error is None else msgspec.UNSET,
         outcome.error,
         evidence,
         outcome.attempts,
     )
-    await _settle(step, receipt)
+    await settle(step, receipt)
+    await replicated(step, math.inf)
     _reach("after_settle", step)
-    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.Raw(b"")))
+    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     try:
         return await step.record(outcome, facts)
     finally:
         _reach("after_journal", step)
-
-
-async def _settle(step: ToolStep, receipt: Receipt) -> None:
-    """Raises RunAborted when a later owner of the run has the record."""
-    engine, raw = step.engine, encode_receipt(receipt)
-    store, fence = engine.services.store, engine.claim.fence
-    settled = await engine.services.committer.along(
-        lambda: store.settle_effect(step.identity, step.owner, fence, receipt.state, raw)
-    )
-    if not settled:
-        engine.drop()
-        raise RunAborted
 
 
 async def _inherited(step: ToolStep, begun: EffectBegun) -> Any:
@@ -349,22 +322,8 @@ async def _inherited(step: ToolStep, begun: EffectBegun) -> Any:
     receipt = decode_receipt(begun.receipt)
     mine = begun.owner == step.owner
     by = receipt.by if mine else f"run {begun.owner.partition(':')[0]}"
-    inherited = msgspec.structs.replace(receipt, by=by, result=msgspec.Raw(b""))
-    return await step.record(_outcome_of(step, receipt), encode_receipt(inherited))
-
-
-def _outcome_of(step: ToolStep, receipt: Receipt) -> Outcome:
-    """The step's outcome by a receipt that says that it was applied."""
-    raw, result = bytes(receipt.result), step.tool.signature.result
-    if not raw and receipt.error is not None:
-        return Outcome(receipt.attempts, error=receipt.error, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
-    try:
-        return Outcome(receipt.attempts, result.load(raw or b"null"), raw or b"null")
-    except InvalidValue as error:
-        said = ("InvalidValue", str(error))
-        if not raw:
-            said = "ResultUnknown", f"tool {step.tool.name!r}: it was applied ({receipt.by}), its result is not known"
-        return Outcome(receipt.attempts, error=said, end=StepEnd.INVALID_RESULT, ended_by=receipt.by)
+    inherited = msgspec.structs.replace(receipt, by=by, result=msgspec.UNSET)
+    return await step.record(outcome_of(step, receipt), encode_receipt(inherited))
 
 
 async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
@@ -379,24 +338,13 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
             # It is to be caused in this branch too: as this branch's own effect.
             step.branch_only = True
         elif record is not None:
-            await _settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
+            await settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
         return False, None
     receipt = Receipt(APPLIED, by, said.result, None, said.evidence, entry.attempts, said.why)
     if record is not None and not theirs:
-        await _settle(step, receipt)
-    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.Raw(b"")))
-    return True, await step.record(_outcome_of(step, receipt), facts)
-
-
-def _conflict(step: ToolStep, begun: EffectBegun) -> Outcome:
-    run_id, _, path = begun.owner.partition(":")
-    what = f"key {step.business_key!r}" if step.business_key else f"step {step.path} of this lineage"
-    text = (
-        f"{what}: run {run_id} (step {path}) was first, with arguments {begun.arguments[:12]}; "
-        f"tool {step.tool.name!r} is asked now with {step.arguments.hex()[:12]}"
-    )
-    end = StepEnd.CONFLICT if step.business_key else StepEnd.UNKNOWN
-    return Outcome(0, error=("IdempotencyConflict", text), unknown=not step.business_key, end=end, ended_by=run_id)
+        await settle(step, receipt)
+    facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
+    return True, await step.record(outcome_of(step, receipt), facts)
 
 
 async def _simulated(step: ToolStep) -> Any:

@@ -5,21 +5,36 @@ import contextlib
 import logging
 from typing import Any, Final, NoReturn
 
+import msgspec
+
+from actors.compensation import compensates, undone
 from actors.contract import Agent
 from actors.core.identity import Scope
 from actors.core.parking import Wait, parking
 from actors.core.replay import Asked, Divergence, Replay
-from actors.errors import PayloadTooLarge, RunAborted
+from actors.errors import PayloadTooLarge, ReadOnlyBranch, RunAborted
 from actors.execution import Execution, Phase
 from actors.job import decode_job, rank_of
-from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry, first_link, link_of, seal
+from actors.journal import (
+    ENTRY_VERSION,
+    Entry,
+    Kind,
+    Status,
+    decode_entry,
+    encode_entry,
+    first_link,
+    is_intent,
+    link_of,
+    seal,
+)
+from actors.resolutions import close_resolved
 from actors.run import Run
 from actors.scope import SCOPE, wake
 from actors.services import Services
-from actors.verdict import Verdict, failed, failure, hosts_lost, unproven
+from actors.verdict import Verdict, failed, failure, hosts_lost, sealed_end, unproven
 from cluster.keys import partition_of
 from cluster.lifecycle import RunState
-from cluster.records import Append, Claim, Finish, Park
+from cluster.records import Append, Claim, Park
 
 PARK_WORTH_MS: Final = 1000
 _QUIET_S: Final = 0.02
@@ -31,8 +46,8 @@ class RunEngine(Execution):
 
     __slots__ = (
         "_buffer", "_deadline", "_journal_lost", "_length", "_link", "_parking", "_quiet_scheduled", "agent",
-        "checkpoint", "checkpoints", "claim", "host", "job", "lineage", "parked_until_ms", "rank", "replay", "run",
-        "services", "waits",
+        "checkpoint", "checkpoints", "claim", "has_effects", "host", "job", "lineage", "parked_until_ms", "rank",
+        "read_only", "replay", "run", "services", "waits",
     )  # fmt: skip
 
     def __init__(self, claim: Claim, agent: Agent[Any, Any], services: Services) -> None:
@@ -45,9 +60,11 @@ class RunEngine(Execution):
         self.job = decode_job(claim.job)
         self.lineage = self.job.root or claim.id
         self.rank = rank_of(self.job.value)
+        self.read_only = claim.readonly
         self.replay: Replay | None = None
         self.checkpoint: bytes | None = None
         self.checkpoints = 0
+        self.has_effects = False
         self.waits: dict[str, tuple[Wait, asyncio.Future[None]]] = {}
         self.parked_until_ms: int | None = None
         self._length = len(claim.journal)
@@ -103,11 +120,18 @@ class RunEngine(Execution):
         if self.claim.losses >= self.services.max_losses:
             self._verdict = hosts_lost(self.claim.losses)
             return True
+        if self.replay is not None and self.replay.ending is not None:
+            self._verdict = msgspec.json.decode(self.replay.ending.payload, type=Verdict)
+            return True
         if self.claim.cancel:
             self.request_cancel(self.claim.cancel)
+        elif self.claim.deadline_ms is not None and self.claim.deadline_ms <= self.services.now_ms():
+            # Now, and not as soon as the loop gets to it: the code must come to its open effect before it is stopped.
+            self.request_cancel("deadline_exceeded")
         if self.leaving or self._departing:
             return True
-        return self._verdict is not None and (self.replay is None or self.replay.open_effect() is None)
+        unsettled = self.replay is not None and (self.replay.open_effect() or self.replay.resolutions())
+        return self._verdict is not None and not unsettled
 
     def _load_journal(self) -> None:
         if not self.claim.journal:
@@ -117,6 +141,7 @@ class RunEngine(Execution):
         if replay.checkpoint is not None:
             self.compacted(replay.checkpoint.payload, int(replay.checkpoint.step), self._length)
         self.replay = replay
+        self.has_effects = replay.has_effects
 
     def _success(self, value: Any) -> Verdict:
         if self.replay is not None:
@@ -160,11 +185,26 @@ class RunEngine(Execution):
         if verdict is None or self._journal_lost:
             await self._hand_back()
             return
-        opened = None if self.replay is None else self.replay.open_effect()
+        ending = None if self.replay is None else self.replay.ending
+        opened = None if self.replay is None or ending is not None else self.replay.open_effect()
         if opened is not None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
             verdict = unproven(opened, verdict)
-        end = Finish(self.claim.id, self.claim.fence, verdict.state, verdict.reason, verdict.output, verdict.error)
-        await self.services.committer.finish(end)
+        if self.replay is not None and ending is None and verdict.state is not RunState.CONFIRMATION_UNKNOWN:
+            await close_resolved(self, self.replay.resolutions())
+        if self.has_effects and compensates(verdict):
+            after = await self._undone(verdict)
+            if after is None:
+                return
+            verdict = after
+        await self.services.committer.finish(sealed_end(self.claim, self.agent.version, self._link, verdict))
+
+    async def _undone(self, verdict: Verdict) -> Verdict | None:
+        """The verdict once the run's effects are undone; None when another host has the run."""
+        try:
+            return await undone(self, verdict)
+        except RunAborted:
+            doubt = self._verdict
+            return doubt if doubt is not None and doubt.state is RunState.CONFIRMATION_UNKNOWN else None
 
     async def _hand_back(self) -> None:
         self.leaving = True
@@ -257,6 +297,11 @@ class RunEngine(Execution):
             Entry(ENTRY_VERSION, kind, path, name, args, status, payload, attempts, at_ms, now_ms, facts)
         )
 
+    @property
+    def head(self) -> str:
+        """The last link of the journal, as this owner believes (hex)."""
+        return self._link.hex()
+
     def sealed(self, entry: bytes) -> bytes:
         """The entry, chained to the last one; it is the last one now."""
         entry = seal(self._link, entry)
@@ -268,14 +313,17 @@ class RunEngine(Execution):
         self._buffer.append(entry)
 
     async def write(self, entries: list[bytes], finished: int) -> None:
-        """Appends entries, after the values that were produced since the last time, and obeys what the store says."""
+        """Appends entries, after the values that were produced since the last time, and obeys what the store says.
+
+        Raises:
+            ReadOnlyBranch: one of them is an intent, and the run may cause no effects; none of them is written.
+        """
         if self.leaving or self._journal_lost or self._phase is Phase.CLOSED:
             raise RunAborted
-        if self._buffer:
-            entries = self._buffer + entries
-            self._buffer = []
-        claim, entries = self.claim, [self.sealed(entry) for entry in entries]
-        append = Append(claim.id, claim.fence, self._length, finished, entries)
+        values, self._buffer = self._buffer, []
+        claim, link = self.claim, self._link
+        entries = [self.sealed(entry) for entry in values + entries]
+        append = Append(claim.id, claim.fence, self._length, finished, entries, sum(map(is_intent, entries)))
         self._length += len(entries)
         try:
             said = await self.services.committer.append(append)
@@ -287,12 +335,23 @@ class RunEngine(Execution):
             return
         if said == "CANCEL":
             self.request_cancel("cancelled")
+        elif said == "READONLY":
+            self._refused(append, link, values)
         elif said == "GAP":
             self.lost_track("its owner lost track of the journal")
         else:
             _LOG.warning("run %s: the store refused a write (%s): this host's ownership is over", claim.id, said)
             self.drop()
             raise RunAborted
+
+    def _refused(self, append: Append, link: bytes, values: list[bytes]) -> NoReturn:
+        """An intent of a branch without the right to effects: all is as if nobody had tried to write it."""
+        self.read_only = True
+        if self._length != append.length + len(append.entries):
+            # What was handed over after it counts on it.
+            self.lost_track("it lost its right to effects while it wrote")
+        self._length, self._link, self._buffer = append.length, link, values + self._buffer
+        raise ReadOnlyBranch(f"run {self.claim.id} may cause no effects: it is of a branch that is not promoted")
 
     def lost_track(self, reason: str) -> NoReturn:
         """What the journal has is not what this owner believes: whoever claims the run next reads it anew."""
@@ -372,7 +431,7 @@ class RunEngine(Execution):
             return
         self.leaving = True
         self.parked_until_ms = parked.due_ms
-        park = Park(self.claim.id, self.claim.fence, parked.reason, parked.due_ms, parked.children)
+        park = Park(self.claim.id, self.claim.fence, parked.reason, parked.due_ms, parked.children, self.head)
         self._parking = self.services.committer.park(park)
         self._parking.add_done_callback(self._parked)
 

@@ -133,6 +133,12 @@ def described(error: BaseException) -> tuple[str, str]:
         return type(error).__name__, f"(its text cannot be made: {type(broken).__name__})"
 
 
+class ReadOnlyBranch(Exception):
+    """The store refused an intent: the run is of a branch that may cause no effects until it is promoted. Nothing was
+    written. Agents never see it: whoever causes effects waits for the promotion, and tries again.
+    """
+
+
 class RunAborted(asyncio.CancelledError):
     """Ends a run's code from inside, past every ``except Exception``: it was cancelled, unloaded, fenced off, or
     must not go on. What the run becomes has been decided before this is raised.

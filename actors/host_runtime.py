@@ -12,6 +12,7 @@ from typing import Final
 
 from actors.approval_keys import keyring
 from actors.attempts import Attempts
+from actors.authority import Authority
 from actors.committer import Committer
 from actors.engine import RunEngine
 from actors.gatekeeper import Link
@@ -60,12 +61,14 @@ class HostRuntime:
         self.host = ""
         self._registered = ""
         self.runs: dict[str, RunEngine] = {}
+        self.tools = {tool.name: tool for tool in app.tools}
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.max_losses = settings.max_losses
         self.approval_keys = keyring(settings.approval_keys)
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts
+        self.authority: Authority
         self.gates: HostGates
         self._waits: WaitNotes
         self._links = links or unreachable
@@ -143,6 +146,8 @@ class HostRuntime:
         """Connects, registers, and begins to claim."""
         number_branches(self.loop)
         self.store = await Store.open(self.settings, patient=True, on_reconnected=self._reconnected)
+        self.authority = Authority(self.store, self.settings)
+        await self.authority.open(self.app.tools)
         self.committer = Committer(self.store, lambda: self.host)
         self._timers = Timers(self.store, self.now_ms, self._keep)
         self._reaper = Reaper(self.store, self._keep)
@@ -243,6 +248,7 @@ class HostRuntime:
         count = min(_POLLED_PARTITIONS, len(self.store.partitions))
         chosen = [(self._poll_from + i) % len(self.store.partitions) for i in range(count)]
         self._poll_from = (self._poll_from + count) % len(self.store.partitions)
+        await self.authority.refresh()
         queued = await asyncio.gather(*(self._timers.look(partition) for partition in chosen))
         self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
@@ -355,12 +361,16 @@ class HostRuntime:
 
     async def _listen(self, host: str) -> None:
         wake, mine = self.store.keys.wake_channel, self.store.keys.host_channel(host)
-        dependencies = self.store.keys.dependencies_channel
-        async for message in self.store.listen(wake, mine, *([dependencies] if self.gates.keepers else [])):
+        dependencies, policy = self.store.keys.dependencies_channel, self.store.keys.policy_channel
+        async for message in self.store.listen(wake, mine, policy, *([dependencies] if self.gates.keepers else [])):
             if message is None:
                 self._poke(self.store.partitions)
+                self._keep(self.authority.told())
                 continue
             channel, text = message
+            if channel == policy:
+                self._keep(self.authority.told())
+                continue
             if channel == wake:
                 self._poke([int(text, 16)])
                 continue

@@ -64,6 +64,10 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``root`` is the lineage (of child runs and forks), ``by`` who submitted the job, ``simulated`` says that its effects
     are only simulated; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
+
+    A fork has its source's ``by``, and in ``forked_by`` and ``forked_why`` who made it and why. Its journal (with its
+    archive) begins with ``inherited`` entries of its source's, chained anew from the fork's own first link;
+    ``forked_link`` (hex) is the source's chain where they parted, so that both can be compared while both are kept.
     """
 
     v: int
@@ -77,8 +81,13 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     simulated: bool = False
     forked_from: str = ""
     forked_at: str = ""
+    forked_by: str = ""
+    forked_why: str = ""
+    forked_link: str = ""
+    inherited: int = 0
 
 
+encode_job: Final = _ENCODER.encode
 _DECODER: Final = msgspec.msgpack.Decoder(JobRecord)
 
 

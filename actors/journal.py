@@ -82,6 +82,14 @@ def decode_entry(raw: bytes) -> Entry:
     return entry
 
 
+_INTENT_MARK: Final = _ENCODER.encode(Kind.INTENT.value)
+
+
+def is_intent(raw: bytes) -> bool:
+    """Whether an encoded entry is an effect's intent, without decoding it: its kind stands after two single bytes."""
+    return raw.startswith(_INTENT_MARK, 2)
+
+
 def first_link(run_id: str, job: bytes) -> bytes:
     """What the first entry of a run is chained to: the job as it was accepted."""
     state = hashlib.blake2b(run_id.encode(), digest_size=CHAIN_BYTES)
@@ -100,14 +108,19 @@ def link_of(raw: bytes) -> bytes:
     return raw[-CHAIN_BYTES:]
 
 
-class ErrorRecord(msgspec.Struct, frozen=True):
-    """An error as results and journals show it (JSON): with how its step ended, and by which field of which policy."""
+class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as results and journals show it (JSON): with how its step ended, and by which field of which policy.
+
+    Of a run: which of its effects were undone, and which are still applied.
+    """
 
     error_class: str = msgspec.field(name="class")
     message: str = ""
     step: str = ""
     end: str = ""
     ended_by: str = ""
+    undone: list[str] = []
+    still_applied: list[str] = []
 
 
 def encode_error(error_class: str, message: str, step: str = "", end: str = "", ended_by: str = "") -> bytes:
@@ -115,6 +128,14 @@ def encode_error(error_class: str, message: str, step: str = "", end: str = "", 
     # Lone surrogates (from undecodable file names, say) have no place in JSON.
     plain = message[:2000].encode("utf-8", "backslashreplace").decode("utf-8")
     return msgspec.json.encode(ErrorRecord(error_class, plain, step, end, ended_by))
+
+
+def encode_error_record(
+    error: ErrorRecord | None, state: str, reason: str, undone: list[str], still_applied: list[str]
+) -> bytes:
+    """JSON of a run's error, with what became of its effects; where it had none, of its state and reason."""
+    known = error or ErrorRecord(state, reason)
+    return msgspec.json.encode(msgspec.structs.replace(known, undone=undone, still_applied=still_applied))
 
 
 def decode_error(raw: bytes) -> ErrorRecord:

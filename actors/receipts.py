@@ -10,6 +10,8 @@ R = TypeVar("R")
 APPLIED: Final = "applied"
 NOT_APPLIED: Final = "not_applied"
 UNKNOWN: Final = "unknown"
+ASKED_AFTER: Final = "; reconcile was asked "
+"""Parts what came of a call from what came of asking after it, in an error's message."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     state: str
     by: str = "tool"
-    result: msgspec.Raw = msgspec.Raw(b"")
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: tuple[str, str] | None = None
     evidence: Any = None
     attempts: int = 0
     why: str = ""
+
+    @property
+    def known_result(self) -> bytes:
+        """JSON of the result; empty where it is not known."""
+        return b"" if self.result is msgspec.UNSET else bytes(self.result)
 
 
 encode_receipt: Final = msgspec.json.Encoder().encode
@@ -73,7 +80,7 @@ class Resolution(msgspec.Struct, frozen=True, omit_defaults=True):
     by: str
     why: str = ""
     evidence: Any = None
-    result: msgspec.Raw = msgspec.Raw(b"")
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 decode_resolution: Final = msgspec.json.Decoder(Resolution).decode

@@ -15,6 +15,8 @@ from actors.declared import Declared, differing, problems_in_code, refuse
 from actors.dependency_file import OperatorsFile, operators_file
 from actors.errors import DefinitionError
 from actors.namespaces import is_a, reachable
+from actors.policy_file import PolicyText, policy_of
+from actors.tool_facts import facts_of
 from admission.dependency import Dependency
 from admission.retry import RetryPolicy
 from cluster.config import Settings
@@ -52,12 +54,12 @@ def load_app(path: str, settings: Settings | None = None) -> App:
 
     Args:
         path: the module's import path.
-        settings: name the operators' file of dependencies, or hold its content. None for clients, which serve nothing
-            and may not know of a file: then a tool's dependency may also be defined nowhere.
+        settings: name the operators' files, or hold their content. None for clients, which serve nothing and may not
+            know of a file: then a tool's dependency may also be defined nowhere.
 
     Raises:
         DefinitionError: it cannot be imported, has no agents, or two of them share a name; or its dependencies cannot
-            work, with all that is wrong with them.
+            work, or the policy names what it does not have, with all that is wrong with them.
     """
     try:
         module = importlib.import_module(path)
@@ -68,11 +70,14 @@ def load_app(path: str, settings: Settings | None = None) -> App:
         ) from error
     except ValidationError as error:
         raise refuse(f"app {path!r} cannot be loaded, {_place_of(error)}", problems_in_code(error)) from error
-    return app_of(module, operators_file(settings) if settings else None)
+    if settings is None:
+        return app_of(module)
+    return app_of(module, operators_file(settings), policy_of(settings))
 
 
-def app_of(module: ModuleType, operators: OperatorsFile | None = None) -> App:
-    """The app that a module is, together with what the operators' file says (None: nobody knows).
+def app_of(module: ModuleType, operators: OperatorsFile | None = None, policy: PolicyText | None = None) -> App:
+    """The app that a module is, together with what the operators' file says (None: nobody knows), if it can be served
+    under a policy.
 
     Raises:
         DefinitionError: see :func:`load_app`.
@@ -93,6 +98,8 @@ def app_of(module: ModuleType, operators: OperatorsFile | None = None) -> App:
     found_all.add_operators()
     for tool in found_all.tools.values():
         found_all.check(tool)
+    if policy is not None:
+        found_all.problems += policy.misfits({tool.name: facts_of(tool) for tool in found_all.tools.values()}, agents)
     if found_all.problems:
         raise refuse(f"app {module.__name__!r} cannot be served", found_all.problems)
     dependencies = {name: declared.definition for name, declared in sorted(found_all.declared.items())}

@@ -1,13 +1,15 @@
 """What a host gives to the runs on it."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.attempts import Attempts
+from actors.authority import Authority
 from actors.committer import Committer
 from admission.signature import Keyring
 from cluster.store import Store
 
 if TYPE_CHECKING:
+    from actors.contract import Tool
     from actors.engine import RunEngine
 
 
@@ -18,9 +20,11 @@ class Services(Protocol):
     store: Store
     committer: Committer
     attempts: Attempts
+    authority: Authority
     payload_limit_bytes: int
     max_losses: int
     approval_keys: Keyring
+    tools: "dict[str, Tool[Any, Any]]"
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

@@ -34,14 +34,16 @@ async def call(
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
         approvals.passed(engine, path)
         return recorded(tool, entry)
-    # An open call is one that has waited before; an intent, one that may have been sent.
-    await engine.may_start(resumes=entry is not None and entry.kind == Kind.INTENT)
+    # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
+    await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
     approval = ""
     if _needs_approval(tool, values):
         approval = await approvals.approved(engine, path, tool, values, DEFAULT_TERMS, business_key=business_key)
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
     step.approval = approval
     if tool.options.risk.is_effect:
+        engine.services.tools.setdefault(tool.name, tool)
+        engine.has_effects = True
         return await effects.make(step, entry)
     return await _read(step)
 

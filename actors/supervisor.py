@@ -14,6 +14,7 @@ from actors.host import AgentHost
 from actors.hub import DependencyHub
 from actors.hub_link import hub_actor_name
 from actors.placement import Place, reconcile
+from actors.policy_file import with_policy_file
 from actors.registry import load_app
 from admission.dependency import as_plain
 from cluster.config import Settings
@@ -157,15 +158,16 @@ async def _end(actors: Iterable[Any], *, within_s: float) -> None:
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Settings as data for an actor's arguments, which Ray shows nowhere: some are secrets.
 
-    The operators' file goes along as text: nodes need no such file.
+    The operators' files go along as text: nodes need no such files.
     """
-    settings = with_operators_file(settings)
+    settings = with_policy_file(with_operators_file(settings))
     plain = settings.model_dump(mode="python")
     for secret in ("redis_url", "approval_keys"):
         if plain[secret] is not None:
             plain[secret] = plain[secret].get_secret_value()
     plain["home"] = str(settings.home)
-    plain["dependencies"] = None if settings.dependencies is None else str(settings.dependencies)
+    for file in ("dependencies", "policy"):
+        plain[file] = None if plain[file] is None else str(plain[file])
     return plain
 
 

@@ -159,6 +159,8 @@ class ToolStep:
             NoMore: a bound of the step was reached first, or the call can never go.
         """
         engine, attempts, recorded = self.engine, self.engine.services.attempts, False
+        if self.undoes:
+            return await attempts.admit(self.asked, may_postpone=False)
         passage: Passage | None = None
         while True:
             engine.active += 1

@@ -1,12 +1,18 @@
 """How a run is to end."""
 
+from typing import Final
+
 import msgspec
 
 from actors.attempts import Outcome
+from actors.core.chain import Ended, seal_of_end
 from actors.core.replay import Divergence
 from actors.errors import StepFailed, described
 from actors.journal import Entry, encode_error
 from cluster.lifecycle import RunState
+from cluster.records import Claim, Finish
+
+HOSTS_LOST: Final = "too many hosts lost"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -16,6 +22,16 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
     output: bytes = b""
     error: bytes = b""
+
+
+def sealed_end(claim: Claim, version: str, head: bytes, verdict: Verdict) -> Finish:
+    """What the store is told of a run's end, sealed by its owner; ``head`` is the last link of its journal."""
+    state, reason, output, error = verdict.state, verdict.reason, verdict.output, verdict.error
+    ended = Ended(
+        claim.id, claim.job, claim.agent, version, claim.batch, claim.custom_id, claim.parent, state.value, reason,
+        output, error,
+    )  # fmt: skip
+    return Finish(claim.id, claim.fence, state, reason, output, error, head.hex(), seal_of_end(head, ended))
 
 
 def failed(
@@ -43,7 +59,7 @@ def failure(error: BaseException) -> Verdict:
 def hosts_lost(losses: int) -> Verdict:
     """A run that is given up: whatever it does, it may well be what its hosts died of."""
     message = f"{losses} {'host' if losses == 1 else 'hosts'} died under it without progress"
-    return failed("TooManyHostsLost", message, reason="too many hosts lost")
+    return failed("TooManyHostsLost", message, reason=HOSTS_LOST)
 
 
 def ignored_cancellation(path: str, tool: str, *, is_effect: bool) -> Verdict:

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     dependencies: Path | None = Field(default=None, description="the operators' YAML file of dependencies")
     dependencies_yaml: str = Field(default="", description="its content, for processes that have no such file")
+    policy: Path | None = Field(default=None, description="the operators' YAML file with the policy")
+    policy_yaml: str = Field(default="", description="its content, for processes that have no such file")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -36,6 +36,16 @@ def child_run_id(parent: str, step: str) -> str:
     return f"{parent[:2]}-{digest(parent, step)}"
 
 
+def fork_run_id(source: str, key: str) -> str:
+    """The id of a fork: in its source's partition, the same whenever it is asked for under the same key."""
+    return f"{source[:2]}-{digest(source, 'fork', key)}"
+
+
+def lineage_root(lineage: str) -> str:
+    """The run from which everything of a lineage descends; a lineage is its id and the steps of its child runs."""
+    return lineage.partition("/")[0]
+
+
 def effect_identity(tenant: str, *parts: str) -> str:
     """What an effect is one and the same by, inside its tenant: a business key, or a lineage's root, step and tool."""
     return digest(f"tenant:{tenant}", *parts)
@@ -89,6 +99,22 @@ class Keys:
         """The run's journal (list)."""
         return self.of(partition_of(run_id), f"journal:{run_id}")
 
+    def archive(self, run_id: str) -> str:
+        """What checkpoints have taken out of the run's journal (list); only for runs with effects."""
+        return self.of(partition_of(run_id), f"archive:{run_id}")
+
+    def children(self, run_id: str) -> str:
+        """The run's child runs (set)."""
+        return self.of(partition_of(run_id), f"children:{run_id}")
+
+    def branches(self, root: str) -> str:
+        """A root and all forks below it (set); only where there are forks."""
+        return self.of(partition_of(root), f"branches:{root}")
+
+    def promotions(self, root: str) -> str:
+        """Which branch of a root's lineages was promoted, when, by whom and why (list of JSON)."""
+        return self.of(partition_of(root), f"promotions:{root}")
+
     @property
     def hosts(self) -> tuple[str, str, str]:
         """Leases, infos and draining marks of hosts: three keys of one slot."""
@@ -103,6 +129,26 @@ class Keys:
     def catalog(self) -> str:
         """Agents that hosts serve: name → JSON with version and input schema (hash)."""
         return f"{self.name}:{{deployment}}:catalog"
+
+    @property
+    def tools(self) -> str:
+        """Tools of the apps that hosts serve: name → JSON with risk, scopes and arguments (hash)."""
+        return f"{self.name}:{{deployment}}:tools"
+
+    @property
+    def policy(self) -> str:
+        """The policy in force (hash)."""
+        return f"{self.name}:{{deployment}}:policy"
+
+    @property
+    def policy_history(self) -> str:
+        """Policies that are or were in force, the newest first, as JSON (list)."""
+        return f"{self.name}:{{deployment}}:policies"
+
+    @property
+    def policy_channel(self) -> str:
+        """Told a number whenever another policy is put in force."""
+        return f"{self.name}:policy"
 
     @property
     def batches(self) -> str:

@@ -51,7 +51,11 @@ TRANSITIONS: Final = (
     Transition(RunState.RUNNING, RunState.CONFIRMATION_UNKNOWN, "nobody can prove an effect's outcome"),
     Transition(RunState.WAITING, RunState.QUEUED, "what it waited for has happened"),
     Transition(RunState.WAITING, RunState.CANCELLED, "cancelled, or its deadline passed, while it waited"),
-    Transition(RunState.CONFIRMATION_UNKNOWN, RunState.QUEUED, "the effect was resolved to applied or not applied"),
+    Transition(
+        RunState.CONFIRMATION_UNKNOWN,
+        RunState.QUEUED,
+        "the effect was resolved to applied or not applied, or is to be asked after once more",
+    ),
 )
 
 _ALLOWED: Final = frozenset((row.source, row.target) for row in TRANSITIONS)

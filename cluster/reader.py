@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from cluster.errors import StoreUnavailable
 from cluster.keys import partition_of
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import BatchCounts, RunRecord
 from cluster.store import Store
 
 PAGE: Final = 500
+_READINGS: Final = 50
 _COUNTERS: Final = frozenset({"total", "steps", "migrations", "migrated_runs", "arrivals"})
 _INDEX_OF_STATE: Final = {
     RunState.QUEUED: ("queue", "unserved"),
@@ -44,6 +46,53 @@ async def journal(store: Store, run_id: str) -> list[bytes]:
     key = store.keys.journal(run_id)
     entries: list[bytes] = await store.command(key, "LRANGE", key, 0, -1)
     return entries
+
+
+async def archive(store: Store, run_id: str) -> list[bytes]:
+    """What a run's checkpoints have replaced, oldest first, where it had effects."""
+    key = store.keys.archive(run_id)
+    entries: list[bytes] = await store.command(key, "LRANGE", key, 0, -1)
+    return entries
+
+
+async def history(store: Store, run_id: str) -> tuple[list[bytes], list[bytes]]:
+    """All that is kept of a run's past: what a checkpoint has moved to the archive, and the journal."""
+    key = store.keys.archive(run_id)
+    while True:
+        length = await store.command(key, "LLEN", key)
+        entries, archived = await journal(store, run_id), await archive(store, run_id)
+        if len(archived) == length:
+            return archived, entries
+        # A checkpoint came in between: what it moved would be there twice, or not at all.
+
+
+class Past(NamedTuple):
+    """A run's record and all of its entries, oldest first: those that checkpoints have replaced, and the journal."""
+
+    record: RunRecord
+    archive: list[bytes]
+    journal: list[bytes]
+
+
+async def past(store: Store, run_id: str) -> Past | None:
+    """Record, archive and journal of one run as they were at one moment; None where there is no such run.
+
+    Raises:
+        ValueError: as :func:`record` does.
+        StoreUnavailable: the run changed faster than it could be read.
+    """
+    key = store.keys.journal(run_id)
+    for _ in range(_READINGS):
+        before = await record(store, run_id)
+        if before is None:
+            return None
+        first = await store.command(key, "LINDEX", key, 0)
+        replaced, entries = await archive(store, run_id), await journal(store, run_id)
+        after = await record(store, run_id)
+        # A checkpoint moves entries from one list to the other; every other change is a state version of its own.
+        if after is not None and after.version == before.version and (entries[0] if entries else None) == first:
+            return Past(before, replaced, entries)
+    raise StoreUnavailable(f"run {run_id} changes faster than it can be read: ask again")
 
 
 async def place(store: Store, run_id: str) -> int | None:
@@ -153,4 +202,11 @@ def _record(run_id: str, flat: list[Any]) -> RunRecord:
         cancel=text("cancel"),
         output=raw.get("output", b""),
         error=raw.get("error", b""),
+        readonly="readonly" in raw,
+        lineage=text("lineage"),
+        inherited=number("inherited"),
+        promoted=raw.get("promoted", b""),
+        demoted=raw.get("demoted", b""),
+        head=text("head"),
+        end_seal=text("end_seal"),
     )

@@ -1,5 +1,6 @@
 """What the store's room hands out and takes: bytes and facts, no agents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,10 +20,30 @@ class NewRun(NamedTuple):
     max_wait: str
 
 
+class NewFork(NamedTuple):
+    """A fork to be made: what ``fork`` writes. ``version`` is the agent's, '' for any; ``lineage`` is its source's too;
+    ``archive`` and ``journal`` are what it begins with.
+    """
+
+    source: str
+    id: str
+    agent: str
+    version: str
+    custom_id: str
+    rank: int
+    digest: str
+    job: bytes
+    lineage: str
+    readonly: bool
+    archive: Sequence[bytes]
+    journal: Sequence[bytes]
+
+
 class Claim(NamedTuple):
     """A run that has just become this host's, with all that is needed to go on with it.
 
-    ``losses``: how many hosts died under it since its journal has grown for the last time.
+    ``losses``: how many hosts died under it since its journal has grown for the last time. ``readonly``: it is of a
+    branch that may cause no effects.
     """
 
     id: str
@@ -38,20 +59,28 @@ class Claim(NamedTuple):
     cancel: str
     journal: list[bytes]
     losses: int = 0
+    readonly: bool = False
 
 
 class Append(NamedTuple):
-    """Entries of one run for the group commit; ``length`` is how many its journal had before."""
+    """Entries of one run for the group commit; ``length`` is how many its journal had before, ``intents`` how many of
+    the entries are intents of effects.
+    """
 
     run_id: str
     fence: int
     length: int
     finished_steps: int
     entries: list[bytes]
+    intents: int = 0
 
 
 class Finish(NamedTuple):
-    """The end of one run (or ``confirmation_unknown``)."""
+    """The end of one run (or ``confirmation_unknown``).
+
+    ``head`` is the last link of the journal as its owner believes it, ``seal`` the owner's seal of the end (both hex):
+    they let the run's trail be verified.
+    """
 
     run_id: str
     fence: int
@@ -59,6 +88,8 @@ class Finish(NamedTuple):
     reason: str
     output: bytes
     error: bytes
+    head: str = ""
+    seal: str = ""
 
 
 class Fired(NamedTuple):
@@ -72,18 +103,27 @@ class Fired(NamedTuple):
 
 
 class Park(NamedTuple):
-    """One run that is to be unloaded until ``due_ms`` or until one of its children ends."""
+    """One run that is to be unloaded until ``due_ms`` or until one of its children ends; ``head`` as in
+    :class:`Finish`.
+    """
 
     run_id: str
     fence: int
     reason: str
     due_ms: int | None
     children: tuple[str, ...]
+    head: str = ""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the store knows it. Times are epoch milliseconds of the server's clock."""
+    """A run as the store knows it. Times are epoch milliseconds of the server's clock.
+
+    ``lineage`` is set for forks only, ``inherited`` is how many journal entries a fork has of its source; ``promoted``
+    and ``demoted`` are how the run got, or lost, its right to effects for the last time (JSON).
+    ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
+    empty where there is none).
+    """
 
     id: str
     state: RunState
@@ -107,6 +147,13 @@ class RunRecord:
     cancel: str
     output: bytes
     error: bytes
+    readonly: bool = False
+    lineage: str = ""
+    inherited: int | None = None
+    promoted: bytes = b""
+    demoted: bytes = b""
+    head: str = ""
+    end_seal: str = ""
 
 
 @dataclass(frozen=True)

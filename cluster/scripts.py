@@ -31,6 +31,7 @@ def _load(name: str, *, partitioned: bool = True, when_full: bool = True) -> Scr
 
 
 SUBMIT: Final = _load("submit", when_full=False)
+FORK: Final = _load("fork", when_full=False)
 CLAIM: Final = _load("claim")
 APPEND: Final = _load("append", when_full=False)
 COMPACT: Final = _load("compact")
@@ -40,27 +41,20 @@ FIRE: Final = _load("fire")
 REAP: Final = _load("reap")
 RELEASE: Final = _load("release")
 CANCEL: Final = _load("cancel")
+PROMOTE: Final = _load("promote")
+RESOLVE: Final = _load("resolve")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
 EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
 EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
+POLICY: Final = _load("policy", partitioned=False)
 APPROVAL_ASK: Final = _load("approval_ask", when_full=False)
 APPROVAL_DECIDE: Final = _load("approval_decide")
 APPROVAL_USE: Final = _load("approval_use")
 
-OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE)
+OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE, POLICY)
 OF_APPROVALS: Final = (APPROVAL_ASK, APPROVAL_DECIDE, APPROVAL_USE)
 ALL: Final = (
-    SUBMIT,
-    CLAIM,
-    APPEND,
-    COMPACT,
-    FINISH,
-    PARK,
-    FIRE,
-    REAP,
-    RELEASE,
-    CANCEL,
-    *OF_APPROVALS,
+    SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, RESOLVE, *OF_APPROVALS,
     *OF_NO_PARTITION,
-)
+)  # fmt: skip

@@ -132,7 +132,7 @@ class Store:
                 await self._topology.refresh()
         raise StoreUnavailable(f"no node of the store's cluster serves the slot of {key}")
 
-    async def _call_keys(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+    async def call_keys(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
         """Calls a script of no partition; its keys share a slot."""
         for _ in self._tries():
             try:
@@ -195,10 +195,10 @@ class Store:
         return answer[0], [_claim(item) for item in answer[1:]]
 
     async def append(self, partition: int, appends: Iterable[Append]) -> dict[str, str]:
-        """Appends journal entries of many runs; exceptions by run id: STALE, GAP or CANCEL."""
+        """Appends journal entries of many runs; exceptions by run id: STALE, READONLY, GAP or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, length, finished, entries in appends:
-            arguments += (run_id, fence, length, finished, len(entries), *entries)
+        for run_id, fence, length, finished, entries, intents in appends:
+            arguments += (run_id, fence, length, finished, intents, len(entries), *entries)
         return _exceptions(await self.call(scripts.APPEND, partition, *arguments))
 
     async def compact(self, run_id: str, fence: int, length: int, entry: bytes, *, archive: bool = False) -> str:
@@ -209,16 +209,16 @@ class Store:
     async def finish(self, partition: int, host: str, ends: Iterable[Finish]) -> dict[str, str]:
         """Ends runs; exceptions by run id: STALE."""
         arguments: list[Argument] = []
-        for run_id, fence, state, reason, output, error in ends:
-            arguments += (run_id, fence, host, state.value, reason, output, error)
+        for run_id, fence, state, reason, output, error, head, seal in ends:
+            arguments += (run_id, fence, host, state.value, reason, output, error, head, seal)
         return _exceptions(await self.call(scripts.FINISH, partition, *arguments))
 
     async def park(self, partition: int, host: str, parks: Iterable[Park]) -> dict[str, str]:
         """Unloads runs; exceptions by run id: STALE or CANCEL."""
         arguments: list[Argument] = []
-        for run_id, fence, reason, due_ms, children in parks:
+        for run_id, fence, reason, due_ms, children, head in parks:
             due: Argument = "" if due_ms is None else due_ms
-            arguments += (run_id, fence, host, reason, due, len(children), *children)
+            arguments += (run_id, fence, host, reason, due, head, len(children), *children)
         return _exceptions(await self.call(scripts.PARK, partition, *arguments))
 
     async def fire(self, partition: int, most: int = 1000) -> Fired:
@@ -254,7 +254,7 @@ class Store:
         """Renews a lease, or registers with ``info`` (JSON)."""
         keys = self.keys.hosts
         lease_ms = int(self.settings.lease_s * 1000)
-        answer = await self._call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
+        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
         word, expired, draining, live, now = answer
         return Heartbeat(
             word == b"OK",
@@ -300,7 +300,7 @@ class Store:
 
     async def hub(self, name: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
         """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
-        answer = await self._call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
+        answer = await self.call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
         if answer == b"STALE":
             return None
         number, kept, override, command, now = answer
@@ -312,7 +312,7 @@ class Store:
         self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
     ) -> EffectBegun:
         """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
-        word, held_by, first, receipt, since_ms = await self._call_keys(
+        word, held_by, first, receipt, since_ms = await self.call_keys(
             scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
         )
         return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms)
@@ -320,10 +320,17 @@ class Store:
     async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
         """Keeps what became of an effect; False when it is not this owner's (any more)."""
         kept_ms = int(self.settings.retention.effects_s * 1000)
-        answer = await self._call_keys(
+        answer = await self.call_keys(
             scripts.EFFECT_SETTLE, [self.keys.effect(identity)], owner, fence, state, receipt, kept_ms
         )
         return bool(answer == b"OK")
+
+    async def replicated(self, key: str, replicas: int, within_ms: int = 1000) -> bool:
+        """Whether so many replicas have all that was written before to the server of ``key`` (a hash)."""
+        # A write of its own, since a connection that was made anew meanwhile has nothing else to wait for.
+        mark = self.command(key, "HSET", key, "replicas", replicas)
+        _, have = await asyncio.gather(mark, self.command(key, "WAIT", replicas, within_ms))
+        return int(have) >= replicas
 
     async def effect(self, identity: str) -> EffectRecord | None:
         """One effect's record, or None where there is none (any more)."""
@@ -392,10 +399,14 @@ def _exceptions(flat: list[bytes]) -> dict[str, str]:
 
 
 def _claim(item: list[Any]) -> Claim:
-    run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses = item
+    (
+        run_id, fence, agent, custom_id, batch, job, migrations, deadline, accepted, parent, cancel, journal, losses,
+        readonly,
+    ) = item  # fmt: skip
     return Claim(
         run_id.decode(), fence, agent.decode(), custom_id.decode(), batch.decode(), job, int(migrations),
         int(deadline) if deadline else None, int(accepted), parent.decode(), cancel.decode(), journal, losses,
+        bool(readonly),
     )  # fmt: skip
 
 

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from actors.core.outcome import Risk
     from actors.errors import (
         Ambiguous,
+        ApprovalDenied,
         ChildFailed,
         DefinitionError,
+        IdempotencyConflict,
         InvalidValue,
         NotApplied,
+        NotPermitted,
         PayloadTooLarge,
         PenstockError,
         RateLimited,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
         ToolError,
     )
     from actors.job import Job, ValueClass
+    from actors.receipts import Applied
     from actors.run import Run
     from admission.dependency import Breaker, Dependency, Limit, RetryBudget
     from admission.retry import RetryPolicy
@@ -41,6 +45,10 @@ _HOMES: Final = {
     "tool": "actors.contract",
     "Risk": "actors.core.outcome",
     "Ambiguous": "actors.errors",
+    "Applied": "actors.receipts",
+    "NotPermitted": "actors.errors",
+    "IdempotencyConflict": "actors.errors",
+    "ApprovalDenied": "actors.errors",
     "ChildFailed": "actors.errors",
     "DefinitionError": "actors.errors",
     "InvalidValue": "actors.errors",
@@ -68,15 +76,19 @@ _HOMES: Final = {
 __all__ = [
     "Agent",
     "Ambiguous",
+    "Applied",
+    "ApprovalDenied",
     "Breaker",
     "ChildFailed",
     "Client",
     "DefinitionError",
     "Dependency",
+    "IdempotencyConflict",
     "InvalidValue",
     "Job",
     "Limit",
     "NotApplied",
+    "NotPermitted",
     "PayloadTooLarge",
     "PenstockError",
     "RateLimited",

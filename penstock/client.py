@@ -22,11 +22,15 @@ from penstock import inspection
 from penstock.approvals import ApprovalCalls
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
-from penstock.checking import JobLike, as_job, checked
+from penstock.checking import Facts, JobLike, as_job, checked
 from penstock.dependencies import DependencyCalls
 from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
+from penstock.lineage import LineageCalls
 from penstock.names import check_batch_key, is_run_id
+from penstock.policies import PolicyCalls
 from penstock.submission import Submission, check_all, each_of
+from penstock.trail import TrailCalls
+from penstock.unknown import UnknownCalls
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -57,7 +61,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, ApprovalCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -329,8 +333,8 @@ class Client(DependencyCalls, ApprovalCalls):
     async def cancel(self, run_or_batch: str) -> int:
         """Cancels a run, or all runs of a batch; children go with their parents.
 
-        Queued and waiting runs end at once, running ones at their next step boundary. Runs that have ended, or whose
-        effect is unproven, are left alone.
+        Queued and waiting runs end at once, running ones at their next step boundary, those whose effect is unproven
+        once somebody has resolved that. Runs that have ended are left alone.
 
         Returns:
             How many runs were cancelled, or are going to be.
@@ -376,6 +380,9 @@ class Client(DependencyCalls, ApprovalCalls):
             raise InvalidBatch("", tuple(job), len(job), batch=batch)
         return new_run(job, batch, self.store.keys.partitions, self.settings.user)
 
+    async def _facts(self) -> Facts:
+        return await self._opened.catalog.facts()
+
     async def _record(self, run_id: str) -> RunRecord:
         try:
             record = await reader.record(self.store, run_id)
@@ -387,4 +394,4 @@ class Client(DependencyCalls, ApprovalCalls):
 
     async def _cancel(self, run_ids: list[str]) -> int:
         words = await self.store.cancel(partition_of(run_ids[0]), "cancelled by request", run_ids)
-        return sum(word in ("cancelled", "asked") for word in words)
+        return sum(word in ("cancelled", "asked", "unknown") for word in words)

@@ -10,6 +10,7 @@ from actors.registry import load_app
 from cluster import session
 from cluster.config import Settings
 from penstock.deployment import Deployment, DeploymentError, forget, with_approval_keys
+from penstock.policies import enforce_given
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("penstock", "actors", "cluster", "admission", "telemetry")
@@ -50,6 +51,7 @@ def up_connected(
 
     with import_path(app_dir):
         load_app(app, settings)
+    enforce_given(settings)
     # Code travels by import path: our rooms and the app's folder are packed once and unpacked on every node.
     sent: dict[str, Any] = {"py_modules": [str(ROOT / room) for room in ROOMS]}
     if app_dir is not None:

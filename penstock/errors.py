@@ -30,6 +30,45 @@ class NoSuchBatch(ClientError):
         self.batch = batch
 
 
+class CannotFork(ClientError):
+    """A run cannot be forked so; nothing was made."""
+
+    def __init__(self, run_id: str, at: str, reason: str) -> None:
+        super().__init__(f"run {run_id} was not forked at step {at!r}: {reason}")
+        self.run_id = run_id
+        self.at = at
+        self.reason = reason
+
+
+class CannotPromote(ClientError):
+    """A branch cannot have the right to effects now; nothing was changed. ``word`` is that of ``promote.lua``, ``run``
+    and ``step`` are what is in its way.
+    """
+
+    def __init__(self, run_id: str, word: str, run: str = "", step: str = "") -> None:
+        reasons = {
+            "ended": f"it has ended ({run}): fork it where it should go on, and promote the fork",
+            "child": f"it is a child of run {run} and goes with it: promote that one (or fork this one first)",
+            "alone": "it has no other branches, and may cause effects",
+            "busy": (
+                f"run {run} has an effect under way at step {step}: try again when its outcome is recorded "
+                f"(penstock why {run})"
+            ),
+            "unknown": (
+                f"run {run} has an effect whose outcome nobody can prove: resolve it first (penstock why {run})"
+            ),
+            "undone": (
+                f"run {run} has undone the effect of step {step}, which this branch takes for applied: fork at step "
+                f"{step}, or before it"
+            ),
+        }
+        super().__init__(f"run {run_id} was not promoted: {reasons.get(word, word)}")
+        self.run_id = run_id
+        self.word = word
+        self.run = run
+        self.step = step
+
+
 class NoSuchHost(ClientError):
     """No host of this name is registered."""
 
@@ -97,3 +136,57 @@ class WaitTimedOut(ClientError, TimeoutError):
         super().__init__(
             f"{what} has not ended within {timeout_s:g} s; it goes on (`penstock why` tells for what it waits)"
         )
+
+
+class NotUnknown(ClientError):
+    """A run whose effects are not in doubt (any more): there is nothing to resolve."""
+
+    def __init__(self, run_id: str, state: str, reason: str) -> None:
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"run {run_id} is {state}{because}, and not confirmation_unknown: no effect of it waits for anybody's "
+            "word. `penstock unknown` lists those that do"
+        )
+        self.run_id = run_id
+        self.state = state
+
+
+class NotTheOpenEffect(ClientError):
+    """A step of an unknown run that is not the one in doubt."""
+
+    def __init__(self, run_id: str, step: str, right: list[str]) -> None:
+        there_is = " and ".join(right) if right else "none that its journal has"
+        super().__init__(f"step {step!r} of run {run_id} is not in doubt; what is: {there_is}")
+        self.run_id = run_id
+        self.step = step
+
+
+class AlreadyResolved(ClientError):
+    """Somebody has said what became of this effect before. ``by`` is who, ``applied`` what they said."""
+
+    def __init__(self, run_id: str, step: str, by: str, applied: bool, when: str, state: str) -> None:
+        said = "applied" if applied else "not applied"
+        super().__init__(
+            f"step {step} of run {run_id} was resolved by {by} at {when}: {said}. Nothing was changed; the run is "
+            f"{state}"
+        )
+        self.run_id = run_id
+        self.step = step
+        self.by = by
+        self.applied = applied
+
+
+class LookAgain(ClientError):
+    """An effect in doubt is not what it was when somebody looked at it, or may not be."""
+
+    def __init__(self, run_id: str, step: str, command: str, because: str = "the run has changed since then") -> None:
+        super().__init__(
+            f"step {step} of run {run_id}: {because}, so that what was true of it before may not be true any more. "
+            f"Nothing was changed. Look at it again (penstock unknown {run_id}), then: {command} …"
+        )
+        self.run_id = run_id
+        self.step = step
+
+
+class InvalidResolution(ClientError):
+    """What was said of an effect cannot be recorded. Nothing was changed."""

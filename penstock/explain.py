@@ -185,6 +185,13 @@ def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
         return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
     due = f"due {_moment(record.due_ms)}, {_in(record.due_ms, facts.now_ms)}"
     bound = due if record.deadline_ms is None else f"{due}; {_bound(record, facts)}"
+    if record.reason == "promotion":
+        return (
+            "promotion: it is a branch that may cause no effects, and its next step is one",
+            f"whoever promotes it; penstock lineage {record.id} tells which branch has the right",
+            bound,
+            f"penstock promote {record.id} --why TEXT; it looks again by itself when it is due",
+        )
     kind, _, dependency = record.reason.partition(" ")
     if dependency:
         reason = f"{_PARKED.get(kind, kind)} {dependency}{f': {facts.waits_for}' if facts.waits_for else ''}"

@@ -122,6 +122,13 @@ async def view(store: Store, record: RunRecord) -> RunView:
         journal=[journal_step(decode_entry(raw)) for raw in entries],
         by=job.by,
         approvals=waits_for,
+        root=job.root,
+        forked_from=job.forked_from,
+        forked_at=job.forked_at,
+        forked_by=job.forked_by,
+        forked_why=job.forked_why,
+        inherited=job.inherited,
+        may_cause_effects=not record.readonly,
     )
 
 

@@ -40,6 +40,7 @@ from penstock.deployment import (
     refuse_second,
     with_approval_keys,
 )
+from penstock.policies import enforce_given
 from telemetry.log import configure_logging
 
 __all__ = ["Deployment", "DeploymentError", "LocalDeployment", "down", "load_deployment", "up"]
@@ -176,6 +177,7 @@ class LocalDeployment:
     def _deploy(self) -> None:
         from actors import supervisor  # imports Ray
 
+        enforce_given(self._settings)
         self._stack.callback(self._shut_down)
         supervisor.deploy(self._settings, self._app, hosts_per_node=self._hosts_per_node)
 

@@ -8,6 +8,7 @@ from typing import IO, Any, Self, TypeVar
 
 import uvloop
 
+from actors.job import Job
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
@@ -16,6 +17,11 @@ from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
+from penstock.lineage_views import ForkReport, LineageView, PromotionReport
+from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
+from penstock.trail_views import Trail, TrailVerification
+from penstock.unknown import NOT_GIVEN
+from penstock.unknown_views import Resolved, UnknownEffect
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
@@ -135,6 +141,14 @@ class SyncClient:
         """See :meth:`Client.why`."""
         return self._call(self._client.why(run_id))
 
+    def trail(self, run_id: str, *, deep: bool = False, verify: bool = False, kept: str = "") -> Trail:
+        """See :meth:`Client.trail`."""
+        return self._call(self._client.trail(run_id, deep=deep, verify=verify, kept=kept))
+
+    def verify_trail(self, run_id: str, *, deep: bool = False, kept: str = "") -> TrailVerification:
+        """See :meth:`Client.verify_trail`."""
+        return self._call(self._client.verify_trail(run_id, deep=deep, kept=kept))
+
     def hosts(self) -> list[HostView]:
         """See :meth:`Client.hosts`."""
         return self._call(self._client.hosts())
@@ -188,6 +202,78 @@ class SyncClient:
     def watch_approvals(self) -> Generator[ApprovalView]:
         """See :meth:`Client.watch_approvals`."""
         return self._each(self._client.watch_approvals())
+
+    def fork(self, run_id: str, at: str, **options: Any) -> ForkReport:
+        """See :meth:`Client.fork`."""
+        return self._call(self._client.fork(run_id, at, **options))
+
+    def lineage(self, run_id: str) -> LineageView:
+        """See :meth:`Client.lineage`."""
+        return self._call(self._client.lineage(run_id))
+
+    def promote(self, run_id: str, *, why: str, by: str | None = None) -> PromotionReport:
+        """See :meth:`Client.promote`."""
+        return self._call(self._client.promote(run_id, why=why, by=by))
+
+    def unknown(
+        self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None
+    ) -> list[UnknownEffect]:
+        """See :meth:`Client.unknown`."""
+        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch))
+
+    def unknown_of(self, run_id: str) -> list[UnknownEffect]:
+        """See :meth:`Client.unknown_of`."""
+        return self._call(self._client.unknown_of(run_id))
+
+    def resolve(
+        self,
+        run_id: str,
+        step: str,
+        *,
+        applied: bool,
+        evidence: Any = None,
+        result: Any = NOT_GIVEN,
+        by: str | None = None,
+        why: str = "",
+        version: int | None = None,
+    ) -> Resolved:
+        """See :meth:`Client.resolve`."""
+        said = self._client.resolve(
+            run_id, step, applied=applied, evidence=evidence, result=result, by=by, why=why, version=version
+        )
+        return self._call(said)
+
+    def ask_again(
+        self, run_id: str, step: str, *, by: str | None = None, why: str = "", version: int | None = None
+    ) -> Resolved:
+        """See :meth:`Client.ask_again`."""
+        return self._call(self._client.ask_again(run_id, step, by=by, why=why, version=version))
+
+    def policy(self, version: str | None = None) -> PolicyView:
+        """See :meth:`Client.policy`."""
+        return self._call(self._client.policy(version))
+
+    def policy_history(self) -> list[PolicyView]:
+        """See :meth:`Client.policy_history`."""
+        return self._call(self._client.policy_history())
+
+    def set_policy(
+        self, text: str, *, place: str = "policy", by: str | None = None, why: str = "", checked: bool = True
+    ) -> PolicyAnswer:
+        """See :meth:`Client.set_policy`."""
+        return self._call(self._client.set_policy(text, place=place, by=by, why=why, checked=checked))
+
+    def explain_policy(
+        self,
+        job: str | Job,
+        tool: str,
+        arguments: Mapping[str, Any],
+        *,
+        policy: str | None = None,
+        place: str = "policy",
+    ) -> PolicyExplanation:
+        """See :meth:`Client.explain_policy`."""
+        return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

@@ -15,6 +15,7 @@ from actors.declared import Misfit, checked
 from actors.dependency_file import parsed, with_operators_file
 from actors.errors import DefinitionError
 from actors.registry import load_app
+from actors.yaml_file import MAXIMUM_BYTES
 from admission.dependency import Breaker, Dependency, Limit, RetryBudget, as_plain
 from admission.retry import RetryPolicy
 from cluster.config import Settings
@@ -265,7 +266,7 @@ def entry(text: str) -> str:
         ("a: 2026-99-99\n", "no valid YAML"),
         ("\x00", "no valid YAML"),
         ("[" * 5000, "nested too deeply"),
-        ("a: " + "x" * dependency_file.MAXIMUM_BYTES, "at most 65,536 are read"),
+        ("a: " + "x" * MAXIMUM_BYTES, "at most 65,536 are read"),
         ("dependencies: &x\n  a: {rate: *x}\n", "rate: must be a list"),
         ("dependencies: &x\n  a: *x\n", "there is no such field"),
     ],

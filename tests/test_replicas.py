@@ -7,15 +7,33 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import redis
+from hosting import spine
 from pydantic import SecretStr
 
 from actors.job import Job, new_run
+from actors.journal import decode_error
+from actors.receipts import decode_intent_facts
 from cluster.config import Settings
 from cluster.embedded import EmbeddedValkey
 from cluster.errors import StoreUnavailable
 from cluster.keys import partition_of
+from cluster.lifecycle import RunState
 from cluster.records import NewRun
 from cluster.store import Store
+from penstock import Risk, Run, ToolCall, agent, tool
+
+SENT: list[float] = []
+
+
+@tool(risk=Risk.WRITE, replicas=1, timeout=0.5, schedule_to_close=1.0)
+async def send(call: ToolCall, number: float) -> None:
+    SENT.append(number)
+
+
+@agent("careful", version="1")
+async def careful(run: Run, number: float) -> None:
+    SENT.clear()
+    await run.call(send, number)
 
 
 @pytest.fixture
@@ -79,3 +97,28 @@ async def test_without_the_replica_nothing_is_acknowledged(pair: tuple[EmbeddedV
     # The primary had it all the time; asking again is safe, and is now answered.
     assert await store.submit("batch", partition, runs) == [0] * len(runs)
     await store.close()
+
+
+async def test_an_effect_goes_on_when_a_replica_has_its_intent(pair: tuple[EmbeddedValkey, EmbeddedValkey]) -> None:
+    primary, replica = pair
+    async with spine(primary.url, careful) as deployment:
+        await deployment.host()
+        run_id = await deployment.submit(careful, 0.0)
+        record = await deployment.end(run_id)
+        assert record.state is RunState.SUCCEEDED
+        identity = decode_intent_facts((await deployment.journal(run_id))[0].facts).identity
+        with redis.Redis.from_url(replica.url) as client:
+            assert client.hget(deployment.store.keys.effect(identity), "state") == b"applied"
+
+
+async def test_an_effect_is_not_sent_while_no_replica_has_its_intent(
+    pair: tuple[EmbeddedValkey, EmbeddedValkey],
+) -> None:
+    primary, replica = pair
+    replica.stop()
+    async with spine(primary.url, careful) as deployment:
+        await deployment.host()
+        record = await deployment.end(await deployment.submit(careful, 0.0))
+        assert record.state is RunState.FAILED
+        assert decode_error(record.error).error_class == "NotReplicated"
+        assert SENT == []

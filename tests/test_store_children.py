@@ -77,7 +77,7 @@ async def test_a_run_that_does_not_succeed_takes_its_children_with_it(store: Sto
     for name, run_id in children.items():
         record = await reader.record(store, run_id)
         assert record is not None
-        assert (record.cancel == "parent ended") == (name in ("running", "lost")), name
+        assert (record.cancel == "parent ended") == (name in ("running", "lost", "unknown")), name
         assert (record.reason == "parent ended") == (AFTER[name] == "cancelled"), name
     # One that was torn from its host is ended by the next one, which looks first.
     assert (await claim(store, "h4"))[children["lost"]].cancel == "parent ended"

@@ -14,6 +14,7 @@ from storehouse import FAR_MS, Audit, append, child_of, finish, new, park, setti
 
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import Claim
+from cluster.settling import resolve
 from cluster.store import Store
 
 HOSTS = ("h0", "h1", "h2")
@@ -231,6 +232,25 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.do(self.store.reap(0, host)) == 0
         self.lives[name] += 1
 
+    @precondition(lambda self: any(run.state == "confirmation_unknown" for run in self.runs.values()))
+    @rule(data=st.data(), back=st.integers(0, 1), off=st.integers(0, 1), said=st.booleans(), again=st.booleans())
+    def resolve(self, data: st.DataObject, back: int, off: int, said: bool, again: bool) -> None:
+        unknown = sorted(run.id for run in self.runs.values() if run.state == "confirmation_unknown")
+        run = self.runs[data.draw(st.sampled_from(unknown), "run")]
+        self.written += said
+        entry = b"%d" % self.written if said else b""
+        version, length = run.version - back, len(run.journal) + off
+        word = self.do(resolve(self.store, run.id, version, length, entry, "why"))
+        assert word == ("moved" if back else "journal" if off else "OK")
+        if word != "OK":
+            return
+        run.go("queued")
+        run.journal += [entry] * said
+        run.torn, run.losses, run.mark = True, 0, -1
+        if again:
+            word = self.do(resolve(self.store, run.id, version, length, entry, "why"))
+            assert word == ("OK" if said else "state")
+
     def taken(self, run: Modelled) -> None:
         run.go("queued")
         run.fence += 1
@@ -248,6 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
         if run.over:
             answer = "ended"
         elif run.state == "confirmation_unknown":
+            run.cancel = reason
             answer = "unknown"
         elif run.state == "running" or run.torn:
             run.cancel = reason

@@ -7,6 +7,7 @@ and not on the order in which steps end, so branches that run at once replay in 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from actors.core.chain import is_of_trail
 from actors.journal import Entry, Kind, Status
 
 # An intent is recorded under the effect's own path and closed by its call, or by what a person says of it.
@@ -41,16 +42,22 @@ class Divergence(Exception):
 class Replay:
     """The recorded steps that have not been asked for yet."""
 
-    __slots__ = ("_by_step", "checkpoint")
+    __slots__ = ("_by_step", "checkpoint", "ending", "has_effects")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         by_step: dict[str, Entry] = {}
         self.checkpoint: Entry | None = None
+        self.ending: Entry | None = None
+        self.has_effects = False
         for entry in entries:
+            self.has_effects = self.has_effects or is_of_trail(entry)
             if entry.kind == Kind.CHECKPOINT:
                 # Everything before a checkpoint is behind the run.
                 self.checkpoint = entry
                 by_step.clear()
+            elif entry.kind == Kind.ENDING:
+                # The agent's code is over: what follows only undoes its effects.
+                self.ending = entry
             else:
                 # The later entry of a step closes the earlier one.
                 by_step[entry.step] = entry
@@ -84,6 +91,10 @@ class Replay:
     def open_effect(self) -> Entry | None:
         """An effect whose intent is recorded, whose outcome is not, and that has not been asked for again."""
         return next((entry for entry in self._by_step.values() if entry.kind == Kind.INTENT), None)
+
+    def resolutions(self) -> list[Entry]:
+        """What people have said of effects, and nobody has asked for again."""
+        return [entry for entry in self._by_step.values() if entry.kind == Kind.RESOLUTION]
 
     def verify_end(self) -> None:
         """To be called when the agent has returned.

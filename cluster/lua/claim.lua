@@ -2,8 +2,8 @@
 -- ARGV: retention; host; how many at most; then the served agents: name, version, name, version, …
 -- Returns 'FENCED' when the host has been declared dead (it must come back under a new identity), else
 --   {left in the queue, {id, fence, agent, custom_id, batch, job, migrations, deadline, accepted_ms, parent,
---   cancel, journal, losses}, …}; deadline, parent and cancel may be ''. Losses are the hosts that died under the run
---   since its journal has grown for the last time.
+--   cancel, journal, losses, readonly}, …}; deadline, parent and cancel may be ''. Losses are the hosts that died under
+--   the run since its journal has grown for the last time; readonly is 1 where the run may cause no effects.
 -- Invariant: a run is in one host's owned set, or in none; its fence rises with every claim. A run whose deadline or
 --   max_wait has passed ends here instead (a torn one: with its owner). One whose agent or version this host does not
 --   serve is set aside with its reason, and comes back to its place in the order as soon as a host claims that serves it.
@@ -32,7 +32,7 @@ for i = 1, #popped, 2 do
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
     'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence', 'torn',
-    'losses', 'mark')
+    'losses', 'mark', 'inherited', 'readonly')
   local version = served[rec[2]]
   local bounded = rec[7] ~= '' or rec[9] ~= ''
   if rec[1] ~= 'queued' then
@@ -54,16 +54,17 @@ for i = 1, #popped, 2 do
     redis.call('SADD', base .. 'owned:' .. host, id)
     if bounded then redis.call('ZREM', base .. 'timers', id) end
     local journal, losses = {}, 0
+    -- A fork has a past before its first start.
+    if rec[11] or rec[19] then journal = redis.call('LRANGE', base .. 'journal:' .. id, 0, -1) end
     if rec[11] then
       go(id, rec[4], rec[14], 'queued', 'running', 'fence', fence, 'host', host, 'reason', '')
-      journal = redis.call('LRANGE', base .. 'journal:' .. id, 0, -1)
       if rec[17] and tonumber(rec[18]) == #journal then losses = tonumber(rec[17]) end
     else
       go(id, rec[4], rec[14], 'queued', 'running', 'fence', fence, 'host', host, 'reason', '', 'pinned', version,
         'started_ms', now)
     end
     claims[#claims + 1] = {id, fence, rec[2], rec[3], rec[4], rec[5], rec[6] or 0, rec[7], rec[8], rec[12] or '',
-      rec[13] or '', journal, losses}
+      rec[13] or '', journal, losses, rec[20] and 1 or 0}
   end
 end
 claims[1] = redis.call('ZCARD', KEYS[1])

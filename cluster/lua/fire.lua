@@ -1,5 +1,6 @@
 -- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index. Children
--- that did not go with their parent in one call go now. Approvals whose time is over are closed.
+-- that did not go with their parent in one call go now. Approvals whose time is over are closed. Lineages of which nothing
+-- is left are forgotten.
 -- ARGV: retention; how many at most.
 -- Returns {fired, ms until there is more to do or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
@@ -34,6 +35,18 @@ redis.call('ZREMRANGEBYSCORE', base .. 'decided', '-inf', now - retention())
 doom(redis.call('LPOP', base .. 'doomed', 2 * MOST_DOOMED) or {})
 for state in pairs(TERMINAL) do
   redis.call('ZREMRANGEBYSCORE', base .. 'ended:' .. state, '-inf', now - retention(state))
+end
+for _, root in ipairs(redis.call('ZRANGEBYSCORE', base .. 'lineages', '-inf', now, 'LIMIT', 0, 10)) do
+  local left = false
+  for _, id in ipairs(redis.call('SMEMBERS', base .. 'branches:' .. root)) do
+    left = left or redis.call('EXISTS', base .. 'run:' .. id) == 1
+  end
+  if left then
+    redis.call('ZADD', base .. 'lineages', now + LINEAGE_LOOK_MS, root)
+  else
+    redis.call('ZREM', base .. 'lineages', root)
+    redis.call('DEL', base .. 'branches:' .. root, base .. 'holders:' .. root, base .. 'promotions:' .. root)
+  end
 end
 settle()
 local following = redis.call('ZRANGE', base .. 'timers', 0, 0, 'WITHSCORES')

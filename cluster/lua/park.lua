@@ -1,14 +1,15 @@
 -- park: a running run is unloaded until its timer is due or one of its children ends.
--- ARGV: retention; then per run: id, fence, host, reason, due ('' | epoch ms), number of children, their ids.
+-- ARGV: retention; then per run: id, fence, host, reason, due ('' | epoch ms), the journal's last link as the owner
+--   believes it, number of children, their ids.
 -- Returns a flat list of exceptions: id, 'STALE' | 'CANCEL' (it is still running: its owner must cancel it).
 -- Invariant: a parked run is in the timers if anything but a child can wake it, and is queued at once if one of its
 --   children has ended already, or if it was poked: no wake-up can be lost between the owner's look and its parking.
 local exceptions = {}
 local i = 2
 while i <= #ARGV do
-  local id, due, children = ARGV[i], ARGV[i + 4], tonumber(ARGV[i + 5])
+  local id, due, children = ARGV[i], ARGV[i + 4], tonumber(ARGV[i + 6])
   local first = i
-  i = i + 6 + children
+  i = i + 7 + children
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'fence', 'state', 'batch', 'order', 'deadline', 'cancel', 'version',
     'torn', 'poked')
@@ -19,10 +20,11 @@ while i <= #ARGV do
     else
       redis.call('SREM', base .. 'owned:' .. ARGV[first + 2], id)
       if rec[8] then redis.call('HDEL', run, 'torn') end
-      go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due)
+      go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due, 'head',
+        ARGV[first + 5])
       local ready = rec[9]
       if ready then redis.call('HDEL', run, 'poked') end
-      for child = first + 6, i - 1 do
+      for child = first + 7, i - 1 do
         local state = redis.call('HGET', base .. 'run:' .. ARGV[child], 'state')
         if not state or TERMINAL[state] then ready = true end
       end

@@ -8,11 +8,15 @@
 -- (those that are not pending any more, by time), decided:TOOL (the last ones of a tool). approval:ID is a hash,
 -- approvals:RUN the set of a run's. The list doomed holds runs that are to be
 -- cancelled with their parent, each followed by the reason: what one call left to the next fire.
+-- Lineages: branches:ROOT has the root and all forks below it, holders:ROOT which branch was promoted for which lineage,
+-- promotions:ROOT what was promoted, when, by whom and why; fire looks now and then whether any of a root's runs
+-- (lineages, by the time of the next look) is still there. A run with 'readonly' may cause no effects.
 local base = string.sub(KEYS[1], 1, -6)
 local name, partition = string.match(base, '^(.-):{p(%x+)}:$')
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
+local LINEAGE_LOOK_MS = 3600000
 local deltas, settled, woken = {}, {}, false
 local kept
 
@@ -177,6 +181,8 @@ cancel_run = function(id, reason)
   elseif TERMINAL[state] then
     answer = 'ended'
   elseif state == 'confirmation_unknown' then
+    -- Its effect has to be settled first; then its host ends it.
+    redis.call('HSET', run, 'cancel', reason)
     answer = 'unknown'
   elseif state == 'running' or rec[4] then
     redis.call('HSET', run, 'cancel', reason)
@@ -193,10 +199,13 @@ cancel_run = function(id, reason)
 end
 
 -- Ends a run: state, outcome, index, expiry, its parent (false: none). The caller has taken it out of where it was.
+-- `anchor`: fields by which its owner has sealed the end; a run that the store ends has none.
 -- Its children go with it unless it succeeded. It has its end before them, so that none of theirs wakes it.
-end_run = function(id, batch, version, parent, from, to, reason, output, failure)
+local UNSEALED = {'end_seal', ''}
+end_run = function(id, batch, version, parent, from, to, reason, output, failure, anchor)
   local run = base .. 'run:' .. id
-  go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now)
+  go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now,
+    unpack(anchor or UNSEALED))
   redis.call('ZADD', base .. 'ended:' .. to, now, id)
   local keep = retention(to)
   redis.call('PEXPIRE', run, keep)

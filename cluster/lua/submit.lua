@@ -4,11 +4,14 @@
 --   '+ms' from now), max_wait ('' | ms).
 -- Returns one integer a run: 1 made, 0 the same job was there already, -1 another job holds the id; or 'STALE' when
 --   the parent's fence is not the one given (nothing is made then).
--- Invariant: a run id has at most one record for ever, and a made run is counted once and is in the queue once.
-local batch, parent = ARGV[2], ARGV[3]
+-- Invariant: a run id has at most one record for ever, and a made run is counted once and is in the queue once. A child
+--   run, whose custom_id is its lineage, may cause no effects where its parent may not, nor where another branch was
+--   promoted for its lineage.
+local batch, parent, readonly = ARGV[2], ARGV[3], false
 if parent ~= '' then
-  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'fence', 'state')
+  local rec = redis.call('HMGET', base .. 'run:' .. parent, 'fence', 'state', 'readonly')
   if rec[1] ~= ARGV[4] or rec[2] ~= 'running' then return 'STALE' end
+  readonly = rec[3]
 end
 local answers = {}
 local batch_key = base .. 'batch:' .. batch
@@ -33,6 +36,9 @@ for i = 5, #ARGV, 8 do
     if parent ~= '' then
       redis.call('HSET', run, 'parent', parent)
       redis.call('SADD', base .. 'children:' .. parent, id)
+      local lineage = ARGV[i + 1]
+      local holder = redis.call('HGET', base .. 'holders:' .. (string.match(lineage, '^[^/]+') or ''), lineage)
+      if readonly or (holder and holder ~= id) then redis.call('HSET', run, 'readonly', 1) end
     end
     count_state(batch, nil, 'queued')
     local bound, longest_wait = tonumber(deadline), tonumber(ARGV[i + 7])

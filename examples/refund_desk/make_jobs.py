@@ -19,6 +19,8 @@ MESSAGES = (
 )
 VALUES = {"critical": 2, "high": 13, "normal": 60, "low": 20, "best_effort": 5}
 TENANTS = {"acme": 50, "globex": 30, "initech": 20}
+# What a ticket needs, and nothing more: the scopes of the two tools that change the world.
+GRANTS = ("refunds:issue", "answers:write")
 CHANNELS = {"email": 60, "chat": 30, "phone": 10}
 
 
@@ -37,6 +39,7 @@ def jobs(count: int) -> Iterator[dict[str, object]]:
             "input": ticket,
             "value": one_of(VALUES),
             "tenant": one_of(TENANTS),
+            "grants": list(GRANTS),
             "metadata": {"channel": one_of(CHANNELS)},
         }
 

@@ -141,7 +141,7 @@ async def decide(call: ToolCall, ticket: Ticket, order: Order) -> Decision:
         raise Rejected(f"the model gave no decision, but {(content or 'nothing')[:EXCERPT]!r}") from error
 
 
-@tool(dependency=PAYMENTS.name, risk=Risk.WRITE, timeout=10, idempotent=True)
+@tool(dependency=PAYMENTS.name, risk=Risk.WRITE, timeout=10, idempotent=True, scopes=["refunds:issue"])
 async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason: str) -> Refund:
     """Pay back `amount_cents` of an order. The payment service applies each idempotency key once."""
     return await ask(
@@ -149,7 +149,7 @@ async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason:
     )
 
 
-@tool(dependency=TICKETS.name, risk=Risk.WRITE, timeout=10, idempotent=True)
+@tool(dependency=TICKETS.name, risk=Risk.WRITE, timeout=10, idempotent=True, scopes=["answers:write"])
 async def write_answer(call: ToolCall, answer: AnswerRequest) -> Answer:
     """Answer the customer. The ticket service writes each idempotency key once."""
     return await ask(call, "POST", "/answers", Answer, answer)

@@ -9,7 +9,10 @@ import typer
 
 from penstock.cli import approvals as approval_commands
 from penstock.cli import dependencies as dependency_commands
+from penstock.cli import lineage as lineage_commands
+from penstock.cli import policy as policy_commands
 from penstock.cli import shown
+from penstock.cli import trail as trail_command
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
@@ -26,6 +29,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli.add_typer(dependency_commands.group, name="deps")
+cli.add_typer(policy_commands.group, name="policy")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
 
@@ -77,6 +81,10 @@ def up(
             metavar="FILE", help="YAML file of dependencies, beside the app's own.", envvar="PENSTOCK_DEPENDENCIES"
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with the policy: who may do what.", envvar="PENSTOCK_POLICY"),
+    ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,11 +93,14 @@ def up(
         raise Failure("name the module with your agents: penstock up --app my_package.app", Exit.BAD_INPUT)
     common(home)
     from actors.dependency_file import with_operators_file
+    from actors.policy_file import with_policy_file
     from penstock import local
 
     known = environment_settings()
     if dependencies is not None:  # its text goes along: neither daemon nor nodes need to find the file
         known = with_operators_file(known.model_copy(update={"dependencies": dependencies, "dependencies_yaml": ""}))
+    if policy is not None:
+        known = with_policy_file(known.model_copy(update={"policy": policy, "policy_yaml": ""}))
     # A remote cluster gets a folder only when it is named: everything in it is sent along.
     folder = Path.cwd() if app_dir is None and address is None else app_dir
     say(f"starting a deployment of {app} …")
@@ -266,6 +277,9 @@ def why(run: RunArgument, as_json: AsJson = False) -> None:
     shown.data(answer) if as_json else typer.echo(plain(answer.text))
 
 
+cli.command()(trail_command.trail)
+
+
 # Changing things
 
 
@@ -284,6 +298,9 @@ def cancel(
     else:
         runs_are = "1 run is" if count == 1 else f"{count:,} runs are"
         say(f"{runs_are} cancelled, or will be at the next step" if count else "nothing was left to cancel")
+
+
+lineage_commands.add_to(cli)
 
 
 @cli.command()

@@ -96,14 +96,23 @@ def code_of(error: BaseException) -> Exit | None:
     from actors.errors import DefinitionError, PenstockError
     from admission.approval_errors import ApprovalRefused
     from cluster.errors import StoreError, StoreFull
-    from penstock.errors import BatchFileError, InvalidBatch, InvalidBatchKey, SubmissionInterrupted, WaitTimedOut
+    from penstock.errors import (
+        BatchFileError,
+        CannotFork,
+        InvalidBatch,
+        InvalidBatchKey,
+        SubmissionInterrupted,
+        WaitTimedOut,
+    )
 
     match error:
         case Failure():
             return error.code
         case SubmissionInterrupted():
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
-        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | DefinitionError() | ValidationError():
+        case (
+            InvalidBatch() | InvalidBatchKey() | BatchFileError() | DefinitionError() | ValidationError() | CannotFork()
+        ):
             return Exit.BAD_INPUT
         case WaitTimedOut():
             return Exit.TIMED_OUT

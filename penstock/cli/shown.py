@@ -65,6 +65,11 @@ def table(*columns: str, right: Iterable[str] = ()) -> "Table":
     return made
 
 
+def colour(state: str) -> str:
+    """The style of a state."""
+    return _COLOURS.get(state, "")
+
+
 def row(made: "Table", *cells: object) -> None:
     """Adds a row; states have their colours."""
     from rich.text import Text
@@ -156,7 +161,11 @@ def run(view: "RunView") -> None:
     facts: list[tuple[str, object]] = [
         ("run", view.run_id),
         ("custom id", view.custom_id),
-        ("batch", view.batch or f"(child of {view.parent})"),
+        ("batch", view.batch or (f"(child of {view.parent})" if view.parent else "")),
+        ("forked from", f"{view.forked_from} at step {view.forked_at}" if view.forked_from else ""),
+        ("forked by", f"{view.forked_by}{f': {view.forked_why}' if view.forked_why else ''}"),
+        ("inherited", f"{view.inherited} journal entries" if view.forked_from else ""),
+        ("effects", "" if view.may_cause_effects else f"none until: penstock promote {view.run_id} --why TEXT"),
         ("agent", f"{view.agent} version {view.agent_version}" if view.agent_version else view.agent),
         ("state", view.state),
         ("reason", view.reason),

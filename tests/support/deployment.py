@@ -26,7 +26,7 @@ from penstock import Client
 from penstock.history import HistoryReport, check_batch
 from penstock.views import BatchStatus
 from refund_desk.ledger import KeyHistory
-from refund_desk.make_jobs import MESSAGES
+from refund_desk.make_jobs import GRANTS, MESSAGES
 from refund_desk.running import RunningWorld, running_world
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +152,7 @@ class Desk:
 def job(number: int) -> dict[str, Any]:
     """The number-th job: a ticket about an order of its own."""
     ticket = {"ticket_id": f"T-{number}", "order_id": f"O-{number}", "message": MESSAGES[number % len(MESSAGES)]}
-    return {"custom_id": f"ticket-{number}", "agent": "refund-desk", "input": ticket}
+    return {"custom_id": f"ticket-{number}", "agent": "refund-desk", "input": ticket, "grants": list(GRANTS)}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from actors.contract import Agent
+from actors.contract import Agent, Tool
 from actors.gatekeeper import Link
 from actors.host_runtime import HostRuntime
 from actors.hub_runtime import HubRuntime
@@ -28,6 +28,13 @@ from cluster.records import RunRecord
 from cluster.store import Store
 
 PATIENCE_S = 10.0
+# Jobs of tests carry no grants; what a policy does with them is tested with policies of its own.
+ALLOW_EVERYTHING = """\
+rules:
+  - name: tests-may-do-everything
+    outcome: allow
+    tiers: [read, draft, write, irreversible]
+"""
 ENDS = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 
 
@@ -52,6 +59,7 @@ class Spine:
     agents: tuple[Agent[Any, Any], ...]
     hosts: list[HostRuntime] = field(default_factory=list)
     dependencies: dict[str, Dependency] = field(default_factory=dict)
+    tools: Sequence[Tool[Any, Any]] = ()
     hubs: dict[str, HubRuntime] = field(default_factory=dict)
     hub_is_cut_off: bool = False
     _numbers: Any = field(default_factory=itertools.count)
@@ -60,7 +68,7 @@ class Spine:
         """Starts a host that serves the deployment's agents, or only the given ones."""
         served = {agent.name: agent for agent in agents or self.agents}
         chosen = self.settings.model_copy(update=settings)
-        app = App("test", served, self.dependencies)
+        app = App("test", served, self.dependencies, tuple(self.tools))
         host = HostRuntime(chosen, app, f"h{next(self._numbers)}", watchdog=watchdog, links=self._link)
         await host.start()
         self.hosts.append(host)
@@ -165,15 +173,20 @@ def output(agent: Agent[Any, Any], record: RunRecord) -> Any:
 
 @contextlib.asynccontextmanager
 async def spine(
-    redis_url: str, *agents: Agent[Any, Any], dependencies: Sequence[Dependency] = (), **settings: Any
+    redis_url: str,
+    *agents: Agent[Any, Any],
+    dependencies: Sequence[Dependency] = (),
+    tools: Sequence[Tool[Any, Any]] = (),
+    **settings: Any,
 ) -> AsyncIterator[Spine]:
     """A deployment with hubs and without hosts yet; all of its hosts and hubs are closed at the end."""
     fields: dict[str, Any] = {
         "name": f"t{uuid.uuid4().hex[:12]}", "partitions": 2, "heartbeat_s": 0.2, "lease_s": 1.5, "slots_per_host": 100,
+        "policy_yaml": ALLOW_EVERYTHING,
     }  # fmt: skip
     chosen = Settings(redis_url=SecretStr(redis_url), **(fields | settings))
     store = await Store.open(chosen)
-    deployment = Spine(chosen, store, agents, dependencies={each.name: each for each in dependencies})
+    deployment = Spine(chosen, store, agents, dependencies={each.name: each for each in dependencies}, tools=tools)
     try:
         for name in deployment.dependencies:
             await deployment.start_hub(name)
