@@ -14,6 +14,7 @@ from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import RunRecord
 from cluster.store import Store
 from penstock.explain import HeldNote, WhyFacts, explain
+from penstock.unknown import unknown_effects
 from penstock.views import (
     DeploymentStatus,
     HostView,
@@ -142,6 +143,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         store.command(waits_key, "HGET", waits_key, record.id),
     )
     last_step = _step(decode_entry(last)) if last else None
+    doubts = await unknown_effects(store, [record.id]) if record.state is RunState.CONFIRMATION_UNKNOWN else []
     facts = WhyFacts(
         now_ms=now_ms,
         max_wait_ms=int(max_wait) if max_wait else None,
@@ -154,6 +156,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         note="" if record.state in TERMINAL else _note(notes, now_ms),
         held=_held(held) if record.state is RunState.RUNNING else None,
         waits_for=_waits_for(last_step) if record.state is RunState.WAITING else "",
+        doubts=doubts,
     )
     return explain(record, facts)
 
