@@ -115,11 +115,10 @@ def run_id_of(job: Job, batch: str, partitions: int) -> str:
     return job_run_id(f"batch:{batch}", job.custom_id, partitions)
 
 
-def new_run(job: Job, batch: str, partitions: int) -> NewRun:
-    """What the store is asked to make of a validated job."""
-    record = _ENCODER.encode(
-        JobRecord(RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata))
-    )
+def new_run(job: Job, batch: str, partitions: int, by: str = "") -> NewRun:
+    """What the store is asked to make of a validated job; ``by`` is who submits it."""
+    made = JobRecord(RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata))
+    record = _ENCODER.encode(made)
     deadline = _deadline_text(job.deadline)
     max_wait = "" if job.max_wait is None else str(int(job.max_wait * 1000))
     return NewRun(
@@ -127,20 +126,23 @@ def new_run(job: Job, batch: str, partitions: int) -> NewRun:
         custom_id=job.custom_id,
         agent=job.agent,
         rank=RANKS[job.value],
+        # Without who submits it: the same job is the same, whoever submits it again.
         digest=digest(job.agent, record, deadline, max_wait),
-        job=record,
+        job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
         deadline=deadline,
         max_wait=max_wait,
     )
 
 
 def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str) -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant and grants.
+    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
     """
     record = _ENCODER.encode(
-        JobRecord(RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage)
+        JobRecord(
+            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage, parent.by
+        )
     )
     return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "")
 

@@ -8,6 +8,7 @@ import msgspec
 
 from cluster.lifecycle import RunState
 from cluster.records import RunRecord
+from penstock.approval_facts import ApprovalView
 from penstock.unknown_views import UnknownEffect
 from penstock.views import HostView, JournalStep, RunError, Why
 
@@ -35,7 +36,8 @@ class WhyFacts:
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
     set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end,
-    ``held`` is what its host says that it waits for in memory, ``doubts`` are its effects that nobody can prove.
+    ``held`` is what its host says that it waits for in memory, ``approvals`` are those that it waits for, ``doubts``
+    are its effects that nobody can prove.
     """
 
     now_ms: int
@@ -49,6 +51,7 @@ class WhyFacts:
     note: str
     held: HeldNote | None = None
     waits_for: str = ""
+    approvals: tuple[ApprovalView, ...] = ()
     doubts: Sequence[UnknownEffect] = ()
 
 
@@ -113,6 +116,8 @@ def _queued(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
 
 def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     reason = "a host is executing it" if facts.held is None else _held(facts.held, facts.now_ms)
+    if facts.approvals:
+        reason = f"{reason}; it waits for {_listed(facts.approvals)} as well"
     if record.cancel:
         reason = f"{reason}; its cancellation was asked for ({record.cancel})"
     host = facts.hosts.get(record.host)
@@ -134,6 +139,10 @@ def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
             f"{facts.held.bound}, {_in(facts.held.bound_ms, facts.now_ms)}: then the step ends as timed_out; {bound}"
         )
     return reason, owner, bound, following
+
+
+def _listed(approvals: tuple[ApprovalView, ...]) -> str:
+    return ", ".join(f"approval {each.id} ({each.who_may})" for each in approvals)
 
 
 _NEXT = {
@@ -170,6 +179,8 @@ def _in(moment_ms: int, now_ms: int) -> str:
 
 
 def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    if record.reason == "approval" and facts.approvals:
+        return _approval(record, facts)
     if record.due_ms is None:
         owner = "its children" if record.reason == "child" else record.reason or "unknown"
         return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
@@ -187,6 +198,19 @@ def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
         reason = f"{_PARKED.get(kind, kind)} {dependency}{f': {facts.waits_for}' if facts.waits_for else ''}"
         return reason, f"the hub of {dependency}; the store's timers", bound, "it is queued again when that is over"
     return record.reason, "the store's timers", bound, "it is queued again when the timer is due"
+
+
+def _approval(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    """It waits for people: for what they are asked, who may decide, until when, and how."""
+    first, others = facts.approvals[0], facts.approvals[1:]
+    more = f"; and for {', '.join(each.id for each in others)}" if others else ""
+    reason = f"approval {first.id}: {first.tool} ({first.risk}) at step {first.step}, {first.progress}{more}"
+    if first.problem:
+        reason = f"{reason}; {first.problem}"
+    expires = f"expires {_moment(first.expires_ms)}, {_in(first.expires_ms, facts.now_ms)}: then the call is denied"
+    bound = expires if record.deadline_ms is None else f"{expires}; {_bound(record, facts)}"
+    following = f"penstock approve {first.id}, or penstock deny {first.id} --reason TEXT; then it goes on at once"
+    return reason, first.who_may, bound, following
 
 
 _PARKED = {"breaker": "the breaker of", "retry_after": "a Retry-After of"}

@@ -30,7 +30,6 @@ from cluster.lifecycle import RunState
 from cluster.records import EffectRecord, RunRecord
 from cluster.store import Store
 from penstock.errors import AlreadyResolved, InvalidResolution, LookAgain, NoSuchRun, NotTheOpenEffect, NotUnknown
-from penstock.names import person
 from penstock.unknown_views import (
     Doubt,
     Resolved,
@@ -119,7 +118,7 @@ class UnknownCalls:
             evidence: what proves that: a text, or anything that pydantic can write as JSON; kept with the receipt.
             result: what the tool would have returned, where that is known. It is checked here when the client has the
                 app, and otherwise by the host, for which a bad one makes the step fail as ``InvalidValue``.
-            by: who says so; by default ``PENSTOCK_USER``, or the user of this process.
+            by: who says so; by default ``settings.user`` (``PENSTOCK_USER``, or the user of this process).
             why: their reason.
             version: the run's state version when they looked at it (``state_version`` of the view). It is needed where
                 the effect was about to be caused more than once: what is true of one time says nothing of the other.
@@ -141,7 +140,7 @@ class UnknownCalls:
                 f"acknowledged, and there is nothing to say it of. Have a host look: {resolve_command(run_id, step)} "
                 "--ask-again"
             )
-        said = self._checked(doubt.tool, said)
+        said = self._checked_result(doubt.tool, said)
         known = await self.store.effect(doubt.facts.identity) if doubt.facts.identity else None
         at_ms = await self.store.server_ms()
         raw = _entry(run, doubt.entry, said, known, at_ms, self.store.settings.payload_limit_bytes)
@@ -209,7 +208,7 @@ class UnknownCalls:
 
     def _said(self, applied: bool, evidence: Any, result: Any, by: str | None, why: str) -> Resolution:
         """What somebody says, without credentials, as it can be recorded."""
-        name = person() if by is None else by.strip()
+        name = self.store.settings.user if by is None else by.strip()
         if not name or len(name) > 256 or not name.isprintable():
             raise InvalidResolution(f"by={by!r}: say who you are in 1 to 256 printable characters")
         if result is not NOT_GIVEN and not applied:
@@ -221,7 +220,7 @@ class UnknownCalls:
             raise InvalidResolution(f"this cannot be written as JSON: {error}") from None
         return Resolution(applied, name, redacted(why), plain, **known)
 
-    def _checked(self, tool: str, said: Resolution) -> Resolution:
+    def _checked_result(self, tool: str, said: Resolution) -> Resolution:
         """With the result as the tool's own would be recorded, where the app is at hand."""
         given = _result_in(said)
         declared = _tool_of(self._app, tool)

@@ -144,7 +144,7 @@ def test_effects_in_doubt_are_listed(penstock: Penstock) -> None:
         "called once: Ambiguous: no answer from",
     ):
         assert words in rows[0], words
-    for words in ('"O-2"', "operators of south", "within 24 h", "reconcile asked"):
+    for words in ('"O-2"', "operators of south", "within 24 h", "timed out; reconcile"):
         assert words in rows[1], words
     assert "settle one: penstock resolve RUN STEP" in result.stderr
     for chosen in (["--tenant", "south"], ["--tool", "refund"]):
@@ -282,7 +282,7 @@ def test_a_result_is_checked_by_the_tools_at_hand(penstock: Penstock, tmp_path: 
 
 def test_the_user_of_the_process_speaks_by_default(penstock: Penstock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "carol")
-    penstock.environment["PENSTOCK_USER"] = ""
+    del penstock.environment["PENSTOCK_USER"]
     run = penstock.unknown()
     assert penstock.data("resolve", run, "0", "--applied")["by"] == "carol"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli import approvals as approval_commands
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
@@ -30,6 +31,8 @@ cli = typer.Typer(
 )
 cli.add_typer(dependency_commands.group, name="deps")
 cli.add_typer(policy_commands.group, name="policy")
+for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
+    cli.command()(_command)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]

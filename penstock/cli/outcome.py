@@ -94,6 +94,7 @@ def code_of(error: BaseException) -> Exit | None:
     from redis.exceptions import RedisError
 
     from actors.errors import DefinitionError, PenstockError
+    from admission.approval_errors import ApprovalRefused
     from cluster.errors import StoreError, StoreFull
     from penstock.errors import (
         BatchFileError,
@@ -121,7 +122,7 @@ def code_of(error: BaseException) -> Exit | None:
             return Exit.FAILED
         case StoreError() | RedisError():
             return Exit.NO_STORE
-        case PenstockError() | OSError():
+        case PenstockError() | ApprovalRefused() | OSError():
             return Exit.FAILED
     # Ray's errors and the embedded store's, without importing their modules for it.
     names = {each.__name__ for each in type(error).__mro__}
