@@ -351,7 +351,8 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
         if theirs:
             # It is to be caused in this branch too: as this branch's own effect.
             step.branch_only = True
-        elif record is not None:
+        elif record is not None and record.state != APPLIED:
+            # A late owner may have learned that it was applied: then its receipt is inherited, whatever people say.
             await settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
         return False, None
     receipt = Receipt(APPLIED, by, said.result, None, said.evidence, entry.attempts, said.why)

@@ -210,7 +210,7 @@ class HostRuntime:
         self._lease_ok.set()
         for dead in beat.expired:
             if dead != self.host and not late:
-                self._reaper.reap_soon(dead)
+                self._reaper.reap_soon(dead, if_expired=True)
         if beat.draining != self._marked:
             self._marked = beat.draining
             if self._marked:

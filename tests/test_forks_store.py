@@ -338,7 +338,12 @@ async def test_a_child_that_is_made_after_its_lineage_was_given_away_is_read_onl
     assert await entitled(store, run.id, fork.id, ahead.id, other, late.id) == [True, False, False, True, False]
     assert await promoted(store, run.id) == ()
     assert await entitled(store, run.id, other, late.id) == [True, False, True]
-    assert not (await spawn(store, run, "7")).readonly
+    assert not (await spawn(store, run, "6")).readonly
+    # What was given away by itself once is not any more, also for a child that is made later, of another branch.
+    third = await mine(store, await forked(store, run.id, "0", "third"))
+    assert await promoted(store, third.id) == (run.id,)
+    assert not (await spawn(store, third, "5")).readonly
+    assert (await spawn(store, run, "7")).readonly
 
 
 # --------------------------------------------------------------------------------------------------------- forgetting
