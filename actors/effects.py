@@ -156,6 +156,9 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         return await _called(step, passage)
     if following is Next.CALL_AGAIN:
         step.asked.repeated = True
+        if begun.receipt:
+            # It was unknown, and a person wants it tried again: how long they took is not the step's own time.
+            step.asked.began = step.engine.services.clock()
         return await _called(step, await _let_through_again(step, uncertain=True))
     step.give_back(passage)
     if following is Next.ASK:
