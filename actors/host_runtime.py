@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from actors.approval_keys import keyring
 from actors.attempts import Attempts
 from actors.authority import Authority
 from actors.committer import Committer
@@ -63,6 +64,7 @@ class HostRuntime:
         self.tools = {tool.name: tool for tool in app.tools}
         self.payload_limit_bytes = settings.payload_limit_bytes
         self.max_losses = settings.max_losses
+        self.approval_keys = keyring(settings.approval_keys)
         self.store: Store
         self.committer: Committer
         self.attempts: Attempts
@@ -209,7 +211,7 @@ class HostRuntime:
         self._lease_ok.set()
         for dead in beat.expired:
             if dead != self.host and not late:
-                self._reaper.reap_soon(dead)
+                self._reaper.reap_soon(dead, if_expired=True)
         if beat.draining != self._marked:
             self._marked = beat.draining
             if self._marked:
@@ -269,6 +271,7 @@ class HostRuntime:
             for engine in list(self.runs.values()):
                 engine.drop()
             self._new_identity()
+            self.gates.rename(self.host)
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
         self._reaper.reap_soon(lost)

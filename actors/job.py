@@ -123,7 +123,7 @@ def run_id_of(job: Job, batch: str, partitions: int, *, simulated: bool = False)
 
 
 def new_run(
-    job: Job, batch: str, partitions: int, *, simulation: Simulation | None = None, version: str = ""
+    job: Job, batch: str, partitions: int, by: str = "", *, simulation: Simulation | None = None, version: str = ""
 ) -> NewRun:
     """What the store is asked to make of a validated job.
 
@@ -131,16 +131,16 @@ def new_run(
         job: the job.
         batch: the batch that it comes with.
         partitions: how many the deployment has.
+        by: who submits it.
         simulation: makes it a simulated run, with a run id that no real one can have.
         version: of the agent; only hosts that serve it start the run. By default whichever host claims it first.
     """
     simulated = simulation is not None
-    record = _ENCODER.encode(
-        JobRecord(
-            RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata),
-            simulated=simulated, simulation=simulation or NO_SIMULATION,
-        )
+    made = JobRecord(
+        RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata),
+        simulated=simulated, simulation=simulation or NO_SIMULATION,
     )  # fmt: skip
+    record = _ENCODER.encode(made)
     deadline = _deadline_text(job.deadline)
     max_wait = "" if job.max_wait is None else str(int(job.max_wait * 1000))
     return NewRun(
@@ -148,8 +148,9 @@ def new_run(
         custom_id=job.custom_id,
         agent=job.agent,
         rank=RANKS[job.value],
+        # Without who submits it: the same job is the same, whoever submits it again.
         digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
-        job=record,
+        job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
         deadline=deadline,
         max_wait=max_wait,
         version=version,
@@ -157,8 +158,8 @@ def new_run(
 
 
 def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str, version: str = "") -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant and grants, and is simulated
-    when its parent is.
+    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter, and
+    is simulated when its parent is.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
     ``version`` is the agent's version that it is pinned to; '' for the one that claims it first.
@@ -166,7 +167,7 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
     simulation = parent.simulation.of_child(lineage.rpartition("/")[2]) if parent.simulated else NO_SIMULATION
     record = _ENCODER.encode(
         JobRecord(
-            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage,
+            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage, parent.by,
             simulated=parent.simulated, simulation=simulation,
         )
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from actors.attempts import Attempts
 from actors.authority import Authority
 from actors.committer import Committer
+from admission.signature import Keyring
 from cluster.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Services(Protocol):
     payload_limit_bytes: int
     max_losses: int
     tools: "dict[str, Tool[Any, Any]]"
+    approval_keys: Keyring
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

@@ -8,12 +8,16 @@ sent is awaited and recorded, and the run does not end or leave before.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors import effects, simulated
-from actors.attempts import NoMore
+from actors import approvals, effects, simulated
+from actors.attempts import NoMore, Outcome
 from actors.contract import Tool
+from actors.core.outcome import StepEnd
 from actors.journal import Entry, Kind, Status
+from actors.receipts import decode_intent_facts
 from actors.scope import SCOPE
 from actors.tool_step import ToolStep, keyed, no_more_outcome, recorded, tool_step
+from admission.approval import DEFAULT_TERMS, Terms
+from admission.policy import Permission
 
 if TYPE_CHECKING:
     from actors.engine import RunEngine
@@ -33,6 +37,7 @@ async def call(
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
         if business_key and engine.job.simulated and entry.status == Status.OK:
             simulated.remember(engine, business_key, arguments, path, entry.payload)
+        approvals.passed(engine, path)
         return recorded(tool, entry)
     # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
     await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
@@ -44,6 +49,9 @@ async def call(
 
 async def _made(step: ToolStep, entry: Entry | None) -> Any:
     engine, tool = step.engine, step.tool
+    refused = await _permitted(step, entry)
+    if refused is not None:
+        return await step.record(refused)
     if tool.options.risk.is_effect:
         engine.services.tools.setdefault(tool.name, tool)
         engine.has_effects = True
@@ -51,6 +59,31 @@ async def _made(step: ToolStep, entry: Entry | None) -> Any:
     if engine.job.simulated and simulated.pretends_read(step):
         return await simulated.read(step)
     return await _read(step)
+
+
+async def _permitted(step: ToolStep, entry: Entry | None) -> Outcome | None:
+    """How the step ends where the call is not permitted; None once it is, and people have approved what they have to.
+
+    What was permitted when it began goes on under that; its approval is proved again.
+    """
+    engine, tool, values = step.engine, step.tool, step.asked.values
+    if entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION):
+        if entry.facts and decode_intent_facts(entry.facts).approval:
+            step.approval = await approvals.approved(
+                engine, step.path, tool, values, DEFAULT_TERMS, business_key=step.business_key
+            )
+        return None
+    decision = engine.services.authority.decide(tool, values, job=engine.job, agent=engine.claim.agent)
+    step.permission = decision.facts
+    if decision.outcome is Permission.DENY:
+        error = ("NotPermitted", decision.text)
+        return Outcome(0, error=error, end=StepEnd.NOT_PERMITTED, ended_by=f"rule {decision.rule}")
+    if decision.terms is not None:
+        terms = Terms.model_validate(decision.terms.model_dump())
+        step.approval = await approvals.approved(
+            engine, step.path, tool, values, terms, rule=decision.rule, business_key=step.business_key
+        )
+    return None
 
 
 async def _read(step: ToolStep) -> Any:

@@ -156,14 +156,15 @@ async def _end(actors: Iterable[Any], *, within_s: float) -> None:
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as data for an actor's arguments, which Ray shows nowhere: the store's URL has a password.
+    """Settings as data for an actor's arguments, which Ray shows nowhere: some are secrets.
 
     The operators' files go along as text: nodes need no such files.
     """
     settings = with_policy_file(with_operators_file(settings))
     plain = settings.model_dump(mode="python")
-    if settings.redis_url is not None:
-        plain["redis_url"] = settings.redis_url.get_secret_value()
+    for secret in ("redis_url", "approval_keys"):
+        if plain[secret] is not None:
+            plain[secret] = plain[secret].get_secret_value()
     plain["home"] = str(settings.home)
     for file in ("dependencies", "policy"):
         plain[file] = None if plain[file] is None else str(plain[file])

@@ -4,6 +4,7 @@ There is deliberately no global settings object: several Ray processes on severa
 copy of it, and they would differ without anybody noticing.
 """
 
+import getpass
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cluster.approval_keys import read_approval_keys
 
 
 def default_home() -> Path:
@@ -20,6 +23,14 @@ def default_home() -> Path:
         return Path(explicit)
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "penstock"
+
+
+def default_user() -> str:
+    """Who uses this process, as the operating system says."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id that has no name
+        return f"uid-{os.getuid()}"
 
 
 class Retention(BaseModel):
@@ -69,6 +80,12 @@ class Settings(BaseSettings):
     loop_block_warn_s: float = Field(default=1.0, gt=0)
     loop_block_limit_s: float = Field(default=10.0, gt=0)
     watch_address: str = Field(default="127.0.0.1", description="where hosts listen for each other's liveness")
+    user: str = Field(
+        default_factory=default_user, min_length=1, max_length=256, description="who submits jobs and decides approvals"
+    )
+    approval_keys: SecretStr | None = Field(
+        default=None, description="keys of approvals as id:base64,id2:base64; the first signs, all of them verify"
+    )
     retention: Retention = Retention()
     dependencies: Path | None = Field(default=None, description="the operators' YAML file of dependencies")
     dependencies_yaml: str = Field(default="", description="its content, for processes that have no such file")
@@ -93,11 +110,13 @@ class Settings(BaseSettings):
         said = settings.model_fields_set
         if settings.redis_url is not None and settings.redis_url.get_secret_value() != recorded.get("redis_url"):
             return settings
-        fill = {
+        fill: dict[str, Any] = {
             field: recorded[field]
             for field in ("redis_url", "name", "partitions")
             if field in recorded and field not in said and recorded[field] is not None
         }
+        if settings.approval_keys is None and (keys := read_approval_keys(settings.home)) is not None:
+            fill["approval_keys"] = SecretStr(keys)
         return cls(**(overrides | fill)) if fill else settings
 
 

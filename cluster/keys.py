@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Final
 
 _RUN_ID: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{24}")
+_APPROVAL_ID: Final = re.compile(r"a[0-9a-f]{2}-[0-9a-f]{24}")
 
 
 def digest(*parts: bytes | str) -> str:
@@ -59,6 +60,19 @@ def partition_of(run_id: str) -> int:
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(f"{run_id!r} is no run id: expected two hex digits, a dash and 24 hex digits")
     return int(run_id[:2], 16)
+
+
+def partition_of_approval(approval_id: str) -> int:
+    """The partition that an approval's id names: its run's.
+
+    Raises:
+        ValueError: the text is no approval's id.
+    """
+    if not _APPROVAL_ID.fullmatch(approval_id):
+        raise ValueError(
+            f"{approval_id!r} is no approval's id: expected an a, two hex digits, a dash and 24 hex digits"
+        )
+    return int(approval_id[1:3], 16)
 
 
 @dataclass(frozen=True)
@@ -167,6 +181,15 @@ class Keys:
     def waits(self, host: str) -> str:
         """What runs on a host wait for in its memory: run id → JSON (hash), advisory, gone soon after the host."""
         return f"{self.name}:{{hosts}}:waits:{host}"
+
+    def approval(self, approval_id: str) -> str:
+        """The record of one approval (hash), in its run's partition."""
+        return self.of(partition_of_approval(approval_id), f"approval:{approval_id}")
+
+    @property
+    def approvals_channel(self) -> str:
+        """Told ``STATE APPROVAL`` whenever an approval is asked for, or somebody has decided on one."""
+        return f"{self.name}:approvals"
 
     @property
     def wake_channel(self) -> str:

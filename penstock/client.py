@@ -19,6 +19,7 @@ from cluster.lifecycle import RunState
 from cluster.records import NewRun, RunRecord
 from cluster.store import Store
 from penstock import inspection
+from penstock.approvals import ApprovalCalls
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
 from penstock.checking import Facts, JobLike, as_job, checked
@@ -60,7 +61,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -140,7 +141,7 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
                 if isinstance(job, list):
                     await submission.finish()
                     raise InvalidBatch("", tuple(job), len(job), batch=key, accepted=submission.accepted)
-                if submission.put(new_run(job, key, partitions)):
+                if submission.put(new_run(job, key, partitions, self.settings.user)):
                     await submission.turn()
             await submission.finish()
             return submission.report()
@@ -193,7 +194,7 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
             async with Submission(self.store, key) as submission:
                 await self.store.note_batch(key, facts.now_ms)
                 for _, job in file.jobs(facts, scan.bad_lines):
-                    if submission.put(new_run(job, key, self.store.keys.partitions)):
+                    if submission.put(new_run(job, key, self.store.keys.partitions, self.settings.user)):
                         await submission.turn()
                         tell("submit", submission.acknowledged)
                 await submission.finish()
@@ -377,7 +378,7 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
             job = checked(1, item, await catalog.facts())
         if isinstance(job, list):
             raise InvalidBatch("", tuple(job), len(job), batch=batch)
-        return new_run(job, batch, self.store.keys.partitions)
+        return new_run(job, batch, self.store.keys.partitions, self.settings.user)
 
     async def _facts(self) -> Facts:
         return await self._opened.catalog.facts()

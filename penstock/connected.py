@@ -9,7 +9,7 @@ from typing import Any
 from actors.registry import load_app
 from cluster import session
 from cluster.config import Settings
-from penstock.deployment import Deployment, DeploymentError, forget
+from penstock.deployment import Deployment, DeploymentError, forget, with_approval_keys
 from penstock.policies import enforce_given
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def up_connected(
     if app_dir is not None:
         sent["working_dir"] = str(app_dir.absolute())
     with session.connect(address, namespace=settings.name, runtime_env={**sent, **(runtime_env or {})}):
-        supervisor.deploy(settings, app, hosts_per_node=hosts_per_node)
+        supervisor.deploy(with_approval_keys(settings, home), app, hosts_per_node=hosts_per_node)
     deployment = Deployment(
         name=settings.name,
         app=app,

@@ -19,7 +19,8 @@ from typing import Any, Self
 from pydantic import SecretStr
 
 from actors.errors import PenstockError
-from cluster.config import deployment_file, read_deployment
+from cluster.approval_keys import make_approval_keys
+from cluster.config import Settings, deployment_file, read_deployment
 from cluster.janitor import processes_of, sweep
 from cluster.processes import ProcessRecord, end_all, write_private
 
@@ -193,6 +194,13 @@ def make_home(home: Path) -> Path:
             f"{home} cannot be the home of a deployment ({error.strerror}): choose another one (--home, PENSTOCK_HOME)"
         ) from None
     return home
+
+
+def with_approval_keys(settings: Settings, home: Path) -> Settings:
+    """The settings with keys for approvals: the configured ones, or the home's own, made when it is first used."""
+    if settings.approval_keys is not None:
+        return settings
+    return settings.model_copy(update={"approval_keys": SecretStr(make_approval_keys(home))})
 
 
 def forget(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Why is a run where it is? Pure: facts in, an explanation out. Every wait has a reason, an owner and a bound."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -7,6 +8,8 @@ import msgspec
 
 from cluster.lifecycle import RunState
 from cluster.records import RunRecord
+from penstock.approval_facts import ApprovalView
+from penstock.unknown_views import UnknownEffect
 from penstock.views import HostView, JournalStep, RunError, Why
 
 
@@ -33,7 +36,8 @@ class WhyFacts:
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
     set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end,
-    ``held`` is what its host says that it waits for in memory.
+    ``held`` is what its host says that it waits for in memory, ``approvals`` are those that it waits for, ``doubts``
+    are its effects that nobody can prove.
     """
 
     now_ms: int
@@ -47,6 +51,8 @@ class WhyFacts:
     note: str
     held: HeldNote | None = None
     waits_for: str = ""
+    approvals: tuple[ApprovalView, ...] = ()
+    doubts: Sequence[UnknownEffect] = ()
 
 
 def explain(record: RunRecord, facts: WhyFacts) -> Why:
@@ -59,10 +65,7 @@ def explain(record: RunRecord, facts: WhyFacts) -> Why:
         case RunState.WAITING:
             reason, owner, bound, following = _waiting(record, facts)
         case RunState.CONFIRMATION_UNKNOWN:
-            reason = str(facts.error) if facts.error else record.reason or "an effect's outcome cannot be proved"
-            owner = "an operator or a reconciler"
-            bound = "none: it stays so until it is resolved"
-            following = "somebody establishes whether the effect happened; then the run goes on"
+            reason, owner, bound, following = _unknown(record, facts)
         case _:
             reason = str(facts.error) if facts.error else record.reason or _END_REASONS.get(record.state, "")
             owner, bound, following = "nobody: it has ended", "none", "nothing: this is an end"
@@ -113,6 +116,8 @@ def _queued(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
 
 def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     reason = "a host is executing it" if facts.held is None else _held(facts.held, facts.now_ms)
+    if facts.approvals:
+        reason = f"{reason}; it waits for {_listed(facts.approvals)} as well"
     if record.cancel:
         reason = f"{reason}; its cancellation was asked for ({record.cancel})"
     host = facts.hosts.get(record.host)
@@ -134,6 +139,10 @@ def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
             f"{facts.held.bound}, {_in(facts.held.bound_ms, facts.now_ms)}: then the step ends as timed_out; {bound}"
         )
     return reason, owner, bound, following
+
+
+def _listed(approvals: tuple[ApprovalView, ...]) -> str:
+    return ", ".join(f"approval {each.id} ({each.who_may})" for each in approvals)
 
 
 _NEXT = {
@@ -170,6 +179,8 @@ def _in(moment_ms: int, now_ms: int) -> str:
 
 
 def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    if record.reason == "approval" and facts.approvals:
+        return _approval(record, facts)
     if record.due_ms is None:
         owner = "its children" if record.reason == "child" else record.reason or "unknown"
         return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
@@ -189,7 +200,34 @@ def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     return record.reason, "the store's timers", bound, "it is queued again when the timer is due"
 
 
+def _approval(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    """It waits for people: for what they are asked, who may decide, until when, and how."""
+    first, others = facts.approvals[0], facts.approvals[1:]
+    more = f"; and for {', '.join(each.id for each in others)}" if others else ""
+    reason = f"approval {first.id}: {first.tool} ({first.risk}) at step {first.step}, {first.progress}{more}"
+    if first.problem:
+        reason = f"{reason}; {first.problem}"
+    expires = f"expires {_moment(first.expires_ms)}, {_in(first.expires_ms, facts.now_ms)}: then the call is denied"
+    bound = expires if record.deadline_ms is None else f"{expires}; {_bound(record, facts)}"
+    following = f"penstock approve {first.id}, or penstock deny {first.id} --reason TEXT; then it goes on at once"
+    return reason, first.who_may, bound, following
+
+
 _PARKED = {"breaker": "the breaker of", "retry_after": "a Retry-After of"}
+
+
+def _unknown(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    reason = str(facts.error) if facts.error else record.reason or "an effect's outcome cannot be proved"
+    first = next(iter(facts.doubts), None)
+    if first is None:
+        return reason, "operators", "none: it stays so until somebody resolves it", "penstock unknown"
+    bound = "none: it stays so until somebody resolves it"
+    if first.settle_by_ms is not None:
+        when = f"{_moment(first.settle_by_ms)}, {_in(first.settle_by_ms, facts.now_ms)}"
+        bound = f"to be settled by {when}; nothing happens by itself then"
+    commands = " or ".join(f"{doubt.command} --applied | --not-applied | --ask-again" for doubt in facts.doubts)
+    then = f"it ends then ({record.cancel})" if record.cancel else "it goes on from there"
+    return reason, first.owner, bound, f"somebody finds out whether it happened, and says so: {commands}; {then}"
 
 
 def _bound(record: RunRecord, facts: WhyFacts) -> str:

@@ -7,13 +7,17 @@ from typing import Any, Final
 
 import msgspec
 
+from actors.approval_keys import keyring
 from actors.job import decode_job
 from actors.journal import Entry, Kind, Status, decode_entry
-from cluster import reader
+from cluster import approvals, reader
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import RunRecord
 from cluster.store import Store
+from penstock.approval_facts import ApprovalView
+from penstock.approval_views import approval_view
 from penstock.explain import HeldNote, WhyFacts, explain
+from penstock.unknown import unknown_effects
 from penstock.views import (
     DeploymentStatus,
     HostView,
@@ -88,7 +92,7 @@ async def _in_state(store: Store, run_ids: list[str], state: RunState) -> list[s
 async def view(store: Store, record: RunRecord) -> RunView:
     """All of one run."""
     job = decode_job(record.job)
-    entries = await reader.journal(store, record.id)
+    entries, waits_for = await asyncio.gather(reader.journal(store, record.id), open_approvals(store, record))
     return RunView(
         run_id=record.id,
         custom_id=record.custom_id,
@@ -116,7 +120,6 @@ async def view(store: Store, record: RunRecord) -> RunView:
         input=job.input,
         output=decoded(record.output),
         error=run_error(record.error),
-        journal=[_step(decode_entry(raw)) for raw in entries],
         root=job.root,
         forked_from=job.forked_from,
         forked_at=job.forked_at,
@@ -124,6 +127,9 @@ async def view(store: Store, record: RunRecord) -> RunView:
         forked_why=job.forked_why,
         inherited=job.inherited,
         may_cause_effects=not record.readonly,
+        journal=[journal_step(decode_entry(raw)) for raw in entries],
+        by=job.by,
+        approvals=waits_for,
     )
 
 
@@ -131,7 +137,7 @@ async def why(store: Store, record: RunRecord) -> Why:
     """The explanation of where a run is."""
     run_key, journal_key = store.keys.run(record.id), store.keys.journal(record.id)
     waits_key = store.keys.waits(record.host)
-    place, max_wait, last, length, registered, now_ms, notes, held = await asyncio.gather(
+    place, max_wait, last, length, registered, now_ms, notes, held, waits_for = await asyncio.gather(
         reader.place(store, record.id),
         store.command(run_key, "HGET", run_key, "max_wait"),
         store.command(journal_key, "LINDEX", journal_key, -1),
@@ -140,8 +146,10 @@ async def why(store: Store, record: RunRecord) -> Why:
         store.server_ms(),
         store.command(store.keys.notes, "HGET", store.keys.notes, record.id),
         store.command(waits_key, "HGET", waits_key, record.id),
+        open_approvals(store, record),
     )
-    last_step = _step(decode_entry(last)) if last else None
+    last_step = journal_step(decode_entry(last)) if last else None
+    doubts = await unknown_effects(store, [record.id]) if record.state is RunState.CONFIRMATION_UNKNOWN else []
     facts = WhyFacts(
         now_ms=now_ms,
         max_wait_ms=int(max_wait) if max_wait else None,
@@ -154,8 +162,20 @@ async def why(store: Store, record: RunRecord) -> Why:
         note="" if record.state in TERMINAL else _note(notes, now_ms),
         held=_held(held) if record.state is RunState.RUNNING else None,
         waits_for=_waits_for(last_step) if record.state is RunState.WAITING else "",
+        approvals=tuple(waits_for),
+        doubts=doubts,
     )
     return explain(record, facts)
+
+
+async def open_approvals(store: Store, record: RunRecord) -> list[ApprovalView]:
+    """The approvals that a run waits for, the next one to expire first."""
+    if record.state in TERMINAL:
+        return []
+    now_ms, ids = await asyncio.gather(store.server_ms(), approvals.of_run(store, record.id))
+    keys = keyring(store.settings.approval_keys)
+    found = [approval_view(each, keys, now_ms) for each in await approvals.records(store, ids)]
+    return sorted((each for each in found if each.state == "pending"), key=lambda each: each.expires_ms)
 
 
 async def hosts(store: Store) -> list[HostView]:
@@ -185,7 +205,8 @@ async def deployment(store: Store, batches: int) -> DeploymentStatus:
     )
 
 
-def _step(entry: Entry) -> JournalStep:
+def journal_step(entry: Entry) -> JournalStep:
+    """One journal entry for people."""
     return JournalStep(
         step=entry.step,
         kind=entry.kind,

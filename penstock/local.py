@@ -38,6 +38,7 @@ from penstock.deployment import (
     make_home,
     only_one,
     refuse_second,
+    with_approval_keys,
 )
 from penstock.policies import enforce_given
 from telemetry.log import configure_logging
@@ -133,6 +134,7 @@ class LocalDeployment:
             assert self.store is not None
             footprint.add([self.store.pid])
             footprint.write()
+        self._settings = with_approval_keys(self._settings, self.home)
         self.ray = session.LocalRay(
             nodes=self._nodes,
             cpus_per_node=self._cpus_per_node,

@@ -12,6 +12,8 @@ from actors.job import Job
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
+from penstock.approval_facts import ApprovalView
+from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
 from penstock.client import Client, ProgressCallback
 from penstock.dependency_views import DependencyAnswer, DependencyView
@@ -192,10 +194,15 @@ class SyncClient:
         return self._call(self._client.promote(run_id, why=why, by=by))
 
     def unknown(
-        self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        tool: str | None = None,
+        batch: str | None = None,
+        limit: int | None = None,
     ) -> list[UnknownEffect]:
         """See :meth:`Client.unknown`."""
-        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch))
+        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch, limit=limit))
 
     def unknown_of(self, run_id: str) -> list[UnknownEffect]:
         """See :meth:`Client.unknown_of`."""
@@ -250,6 +257,28 @@ class SyncClient:
     ) -> PolicyExplanation:
         """See :meth:`Client.explain_policy`."""
         return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
+
+    def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
+        """See :meth:`Client.approvals`."""
+        return self._call(self._client.approvals(all=all, limit=limit))
+
+    def approval(self, approval_id: str) -> ApprovalDetails:
+        """See :meth:`Client.approval`."""
+        return self._call(self._client.approval(approval_id))
+
+    def approve(
+        self, approval_id: str, *, by: str | None = None, reason: str = "", action: str | None = None
+    ) -> ApprovalView:
+        """See :meth:`Client.approve`."""
+        return self._call(self._client.approve(approval_id, by=by, reason=reason, action=action))
+
+    def deny(self, approval_id: str, *, reason: str, by: str | None = None, action: str | None = None) -> ApprovalView:
+        """See :meth:`Client.deny`."""
+        return self._call(self._client.deny(approval_id, reason=reason, by=by, action=action))
+
+    def watch_approvals(self) -> Generator[ApprovalView]:
+        """See :meth:`Client.watch_approvals`."""
+        return self._each(self._client.watch_approvals())
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

@@ -6,6 +6,7 @@ import msgspec
 
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import BatchCounts, RunRecord
+from penstock.approval_facts import ApprovalView
 
 _UNKNOWN = RunState.CONFIRMATION_UNKNOWN.value
 
@@ -229,6 +230,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``root`` is its lineage, where it is a fork or a child run. A fork has the first ``inherited`` entries of its
     archive and journal from ``forked_from``; a branch whose ``may_cause_effects`` is False waits to be promoted.
+    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
     """
 
     run_id: str
@@ -265,6 +267,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     forked_why: str = ""
     inherited: int = 0
     may_cause_effects: bool = True
+    by: str = ""
+    approvals: list[ApprovalView] = []
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):

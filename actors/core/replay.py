@@ -80,6 +80,14 @@ class Replay:
             raise Divergence(step, recorded, asked)
         return entry
 
+    def recorded(self, step: str) -> Entry | None:
+        """The recorded entry of a step that has not been asked for yet; it stays there."""
+        return self._by_step.get(step)
+
+    def drop(self, step: str) -> Entry | None:
+        """Takes a step out that is not asked for any more, because what it was needed for is behind the run."""
+        return self._by_step.pop(step, None)
+
     def open_effect(self) -> Entry | None:
         """An effect whose intent is recorded, whose outcome is not, and that has not been asked for again."""
         return next((entry for entry in self._by_step.values() if entry.kind == Kind.INTENT), None)

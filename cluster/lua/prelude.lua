@@ -4,7 +4,9 @@
 -- "succeeded,failed,cancelled,shed".
 -- Indices: queue (by order), unserved and aside:NEED (queued, but no host asked so far serves them), needs (which NEEDs
 -- there are), waiting, timers (when a waiting run is due, or a queued one comes to its bound), owned:HOST, unknown,
--- ended:STATE (by time of the end; fire trims each by its state's retention). The list doomed holds runs that are to be
+-- ended:STATE (by time of the end; fire trims each by its state's retention); approvals (pending ones, by expiry), decided
+-- (those that are not pending any more, by time), decided:TOOL (the last ones of a tool). approval:ID is a hash,
+-- approvals:RUN the set of a run's. The list doomed holds runs that are to be
 -- cancelled with their parent, each followed by the reason: what one call left to the next fire.
 -- Lineages: branches:ROOT has the root and all forks below it, holders:ROOT which branch was promoted for which lineage,
 -- promotions:ROOT what was promoted, when, by whom and why; fire looks now and then whether any of a root's runs
@@ -109,6 +111,33 @@ local function poke(id, reason)
   end
 end
 
+-- An approval is not pending any more: nobody can decide it.
+local function close_approval(id, state)
+  redis.call('HSET', base .. 'approval:' .. id, 'state', state, 'closed', now)
+  redis.call('ZREM', base .. 'approvals', id)
+  redis.call('ZADD', base .. 'decided', now, id)
+  redis.call('PUBLISH', name .. ':approvals', state .. ' ' .. id)
+end
+
+-- Closes an approval whose time is over, also one that was approved and not used; whether it is.
+local function expire_approval(id)
+  local rec = redis.call('HMGET', base .. 'approval:' .. id, 'state', 'expires')
+  if (rec[1] ~= 'pending' and rec[1] ~= 'approved') or tonumber(rec[2]) > now then return false end
+  close_approval(id, 'expired')
+  return true
+end
+
+-- The approvals of a run that has ended: what is open is void, and all are kept as long as the run.
+local function close_approvals(id, keep)
+  local asked = redis.call('SMEMBERS', base .. 'approvals:' .. id)
+  for _, approval in ipairs(asked) do
+    local state = redis.call('HGET', base .. 'approval:' .. approval, 'state')
+    if state == 'pending' or state == 'approved' then close_approval(approval, 'void') end
+    redis.call('PEXPIRE', base .. 'approval:' .. approval, keep)
+  end
+  if #asked > 0 then redis.call('PEXPIRE', base .. 'approvals:' .. id, keep) end
+end
+
 local end_run, cancel_run
 
 -- Cancels runs, and their children, and theirs: `more` is id, reason, id, reason, … The server does nothing else
@@ -145,7 +174,7 @@ end
 -- Cancels a run, and its children after it, so that they do not wake a parent that ends; cancel.lua has the words.
 cancel_run = function(id, reason)
   local run = base .. 'run:' .. id
-  local rec = redis.call('HMGET', run, 'state', 'batch', 'host', 'torn', 'version', 'parent')
+  local rec = redis.call('HMGET', run, 'state', 'batch', 'host', 'torn', 'version', 'parent', 'owes')
   local state, answer = rec[1], nil
   if not state then
     answer = 'missing'
@@ -155,9 +184,10 @@ cancel_run = function(id, reason)
     -- Its effect has to be settled first; then its host ends it.
     redis.call('HSET', run, 'cancel', reason)
     answer = 'unknown'
-  elseif state == 'running' or rec[4] then
+  elseif state == 'running' or rec[4] or rec[7] then
     redis.call('HSET', run, 'cancel', reason)
     if state == 'running' then redis.call('PUBLISH', name .. ':host:' .. rec[3], 'cancel ' .. id) end
+    if state == 'waiting' then poke(id, reason) end
     answer = 'asked'
   else
     unqueue(id)
@@ -183,6 +213,7 @@ end_run = function(id, batch, version, parent, from, to, reason, output, failure
   redis.call('PEXPIRE', base .. 'journal:' .. id, keep)
   redis.call('PEXPIRE', base .. 'archive:' .. id, keep)
   redis.call('PEXPIRE', base .. 'children:' .. id, keep)
+  close_approvals(id, keep)
   if parent then tell_parent(parent) end
   if to ~= 'succeeded' then doom_children(id, 'parent ended') end
 end

@@ -82,7 +82,7 @@ def _end(error: Exception) -> NoReturn:
     code = code_of(error)
     if code is None:
         raise error
-    from telemetry.log import redact
+    from telemetry.redaction import redact
 
     say(f"error: {redact(_text(error))}")
     raise typer.Exit(code) from None
@@ -94,12 +94,15 @@ def code_of(error: BaseException) -> Exit | None:
     from redis.exceptions import RedisError
 
     from actors.errors import DefinitionError, PenstockError
+    from admission.approval_errors import ApprovalRefused
     from cluster.errors import StoreError, StoreFull
     from penstock.errors import (
         BatchFileError,
         CannotFork,
         InvalidBatch,
         InvalidBatchKey,
+        InvalidResolution,
+        NotTheOpenEffect,
         SubmissionInterrupted,
         UnusableSpec,
         WaitTimedOut,
@@ -112,7 +115,7 @@ def code_of(error: BaseException) -> Exit | None:
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
         case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
             return Exit.BAD_INPUT
-        case DefinitionError() | ValidationError():
+        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
             return Exit.BAD_INPUT
         case WaitTimedOut():
             return Exit.TIMED_OUT
@@ -120,7 +123,7 @@ def code_of(error: BaseException) -> Exit | None:
             return Exit.FAILED
         case StoreError() | RedisError():
             return Exit.NO_STORE
-        case PenstockError() | OSError():
+        case PenstockError() | ApprovalRefused() | OSError():
             return Exit.FAILED
     # Ray's errors and the embedded store's, without importing their modules for it.
     names = {each.__name__ for each in type(error).__mro__}

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from penstock.approval_facts import ApprovalView
     from penstock.doctor import Check
-    from penstock.views import BatchStatus, DeploymentStatus, HostView, Problem, RunSummary, RunView
+    from penstock.views import BatchStatus, DeploymentStatus, HostView, JournalStep, Problem, RunSummary, RunView
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _JSON_SHOWN = 2000
@@ -171,6 +172,8 @@ def run(view: "RunView") -> None:
         ("host", f"{view.host} (fence {view.fence})" if view.host else ""),
         ("migrations", view.migrations or ""),
         ("value, tenant", f"{view.value}, {view.tenant}"),
+        ("submitted by", view.by),
+        ("waits for", "; ".join(approval_line(each) for each in view.approvals)),
         ("grants", ", ".join(view.grants)),
         ("metadata", short(view.metadata) if view.metadata else ""),
         ("accepted", moment(view.accepted_ms)),
@@ -188,14 +191,26 @@ def run(view: "RunView") -> None:
             row(made, name, value)
     out.print(made)
     if view.journal:
-        made = table("step", "kind", "name", "status", "attempts", "took", "value", right=("took",))
-        for step in view.journal:
-            took = f"{step.ended_ms - step.started_ms} ms" if step.ended_ms else ""
-            # A timer has one entry, written when it was set; nothing follows it when it is due.
-            timer = step.kind == "timer"
-            status, value = ("set", f"due {moment(step.payload)}") if timer else (step.status, short(step.payload, 120))
-            row(made, step.step, step.kind, step.name, status, step.attempts, took, value)
-        out.print(made)
+        steps(out, view.journal)
+
+
+def steps(out: "Console", found: "list[JournalStep]") -> None:
+    """Journal entries."""
+    made = table("step", "kind", "name", "status", "attempts", "took", "value", right=("took",))
+    for step in found:
+        took = f"{step.ended_ms - step.started_ms} ms" if step.ended_ms else ""
+        # A timer has one entry, written when it was set; nothing follows it when it is due.
+        timer = step.kind == "timer"
+        status, value = ("set", f"due {moment(step.payload)}") if timer else (step.status, short(step.payload, 120))
+        if step.kind == "approval" and step.status == "open" and isinstance(step.payload, dict):
+            value = f"approval {step.payload.get('id')}, until {moment(step.payload.get('expires_ms'))}"
+        row(made, step.step, step.kind, step.name, status, step.attempts, took, value)
+    out.print(made)
+
+
+def approval_line(view: "ApprovalView") -> str:
+    """An approval in a line: which, until when, who may decide it."""
+    return f"approval {view.id} ({view.progress}) until {moment(view.expires_ms)}, by {view.who_may}"
 
 
 def problems(found: Iterable["Problem"], total: int, kept: int) -> None:
