@@ -15,6 +15,7 @@ from penstock.cli import shown
 from penstock.cli import trail as trail_command
 from penstock.cli import unknown as unknown_commands
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
+from penstock.cli.evaluating import evaluation
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ cli.add_typer(dependency_commands.group, name="deps")
 cli.add_typer(policy_commands.group, name="policy")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
+cli.command(name="eval")(evaluation)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]

@@ -104,6 +104,7 @@ def code_of(error: BaseException) -> Exit | None:
         InvalidResolution,
         NotTheOpenEffect,
         SubmissionInterrupted,
+        UnusableSpec,
         WaitTimedOut,
     )
 
@@ -112,7 +113,7 @@ def code_of(error: BaseException) -> Exit | None:
             return error.code
         case SubmissionInterrupted():
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
-        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork():
+        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
             return Exit.BAD_INPUT
         case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
             return Exit.BAD_INPUT
