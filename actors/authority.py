@@ -117,8 +117,8 @@ class Authority:
         why = "; ".join(said.problems)
         _LOG.error("policy %s cannot be read here, so nothing is permitted: %s", record.version, why)
         text = (
-            f"this host cannot read the policy in force ({record.version}), so it permits nothing: bring it up to date, "
-            "or put a policy in force that it can read (penstock policy set FILE)"
+            f"this host cannot read the policy in force ({record.version}), so it permits nothing: bring it up to "
+            "date, or put a policy in force that it can read (penstock policy set FILE)"
         )
         self._denied = Decision(Permission.DENY, UNREADABLE, record.version, text)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from actors import effects
-from actors.errors import InvalidValue, StepFailed, described
+from actors.errors import InvalidValue, ReadOnlyBranch, StepFailed, described
 from actors.journal import Entry, Kind, Status, decode_entry, decode_error, encode_error_record
+from actors.promotion import has_right
 from actors.receipts import APPLIED, IntentFacts, decode_intent_facts, decode_receipt
 from actors.tool_step import tool_step
 from actors.verdict import HOSTS_LOST, Verdict
@@ -37,6 +38,12 @@ class AppliedEffect(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.call.name} at step {self.call.step}"
+
+    @property
+    def inherited_from(self) -> str:
+        """Whose effect it is, where it is another run's: that one, and others, may count on it."""
+        by = decode_receipt(self.call.facts).by
+        return by if by.startswith("run ") else ""
 
 
 def applied_effects(entries: list[Entry]) -> list[AppliedEffect]:
@@ -66,13 +73,17 @@ async def undone(engine: "RunEngine", verdict: Verdict) -> Verdict:
         RunAborted: the run is another host's, or nobody knows whether an effect was undone: then the engine has a
             verdict that says so.
     """
+    if engine.read_only:
+        # What is applied belongs to the branch that may cause effects: its end decides.
+        return verdict
     entries = [decode_entry(raw) for raw in await _journal(engine)]
     applied = applied_effects(entries)
     if not applied:
         return verdict
     last = {entry.step: entry for entry in entries}
     # What hosts die of is not tried again: it may be the very tool.
-    ways = {} if verdict.reason == HOSTS_LOST else {each.call.step: _way(engine, each) for each in applied}
+    may_undo = verdict.reason != HOSTS_LOST and await has_right(engine)
+    ways = {each.call.step: _way(engine, each) for each in applied} if may_undo else {}
     if any(ways.values()) and not any(entry.kind == Kind.ENDING for entry in entries):
         await _write_ending(engine, verdict)
     gone: list[str] = []
@@ -93,11 +104,13 @@ async def _journal(engine: "RunEngine") -> list[bytes]:
 
 
 def _way(engine: "RunEngine", effect: AppliedEffect) -> "Tool[Any, Any] | None":
-    tool = engine.services.tools.get(effect.call.name)
+    tool = None if effect.inherited_from else engine.services.tools.get(effect.call.name)
     return tool if tool is not None and tool.options.effect.compensate is not None else None
 
 
 def _why_not(engine: "RunEngine", effect: AppliedEffect) -> str:
+    if effect.inherited_from:
+        return f"it was caused by {effect.inherited_from}"
     known = effect.call.name in engine.services.tools
     return _NO_WAY if known else f"no tool {effect.call.name!r} in the app that this host serves"
 
@@ -131,6 +144,8 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
         await effects.make(step, entry)
     except StepFailed as failed:
         return ": ".join(described(failed))
+    except ReadOnlyBranch:
+        return "another branch has the right to effects"
     return ""
 
 

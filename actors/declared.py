@@ -186,6 +186,9 @@ def words(problem: Any, known: Callable[[Path], Iterable[str]]) -> str:
         "int_parsing": "must be a whole number",
         "int_from_float": "must be a whole number",
         "string_type": "must be text",
+        "bool_type": "must be true or false",
+        "tuple_type": "must be a list",
+        "mapping_type": "must be a mapping",
         "model_type": "must be a mapping of fields; leave it out for the default",
         "dataclass_type": "must be a mapping of fields",
     }

@@ -16,8 +16,9 @@ from actors.attempts import NoMore, Outcome
 from actors.core.effect import Next, after_begin, reconcile_pause
 from actors.core.outcome import StepEnd
 from actors.effect_record import begin, conflict, is_void, lost_call, outcome_of, replicated, settle
-from actors.errors import InvalidValue, RunAborted
+from actors.errors import InvalidValue, ReadOnlyBranch, RunAborted
 from actors.journal import Entry, Kind
+from actors.promotion import REASON, right_to_effects
 from actors.receipts import (
     APPLIED,
     ASKED_AFTER,
@@ -35,7 +36,7 @@ from admission.passage import Passage
 from cluster.records import EffectBegun
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Coroutine
 
 _LOOK_AGAIN_MS: Final = 2000
 _LONGEST_TEXT: Final = 300
@@ -65,7 +66,7 @@ async def make(step: ToolStep, entry: Entry | None) -> Any:
         if settled:
             return answer
     elif entry is not None and entry.kind == Kind.INTENT:
-        answer = await engine.effect(_resumed(step))
+        answer = await _entitled(step, _resumed(step))
         if not isinstance(answer, _Elsewhere):
             return answer
     return await _anew(step, answer)
@@ -75,7 +76,9 @@ async def _anew(step: ToolStep, elsewhere: _Elsewhere | None) -> Any:
     """Waits until nobody else is at the same effect and the gate lets it go; then causes it."""
     engine = step.engine
     while True:
-        if elsewhere is not None:
+        if engine.read_only:
+            await right_to_effects(step)
+        if elsewhere is not None and elsewhere.word != REASON:
             held_by = f"effect of run {elsewhere.owner}" + (" (unknown)" if elsewhere.word == "unknown" else "")
             left_s = step.left_s()
             if left_s <= 0:
@@ -90,10 +93,18 @@ async def _anew(step: ToolStep, elsewhere: _Elsewhere | None) -> Any:
             passage = await step.admitted()
         except NoMore as no_more:
             return await step.record(no_more_outcome(no_more))
-        answer = await engine.effect(_intended(step, passage))
+        answer = await _entitled(step, _intended(step, passage))
         if not isinstance(answer, _Elsewhere):
             return answer
         elsewhere = answer
+
+
+async def _entitled(step: ToolStep, work: "Coroutine[Any, Any, Any]") -> Any:
+    """Makes an effect; where its branch has just lost the right to effects, nothing was sent, and it is to wait."""
+    try:
+        return await step.engine.effect(work)
+    except ReadOnlyBranch:
+        return _Elsewhere("", REASON)
 
 
 # Beginning
@@ -337,7 +348,8 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
         if theirs:
             # It is to be caused in this branch too: as this branch's own effect.
             step.branch_only = True
-        elif record is not None:
+        elif record is not None and record.state != APPLIED:
+            # A late owner may have learned that it was applied: then its receipt is inherited, whatever people say.
             await settle(step, Receipt(NOT_APPLIED, by, evidence=said.evidence, why=said.why))
         return False, None
     receipt = Receipt(APPLIED, by, said.result, None, said.evidence, entry.attempts, said.why)

@@ -130,8 +130,7 @@ class RunEngine(Execution):
             self.request_cancel("deadline_exceeded")
         if self.leaving or self._departing:
             return True
-        unsettled = self.replay is not None and (self.replay.open_effect() or self.replay.resolutions())
-        return self._verdict is not None and not unsettled
+        return self._verdict is not None and (self.replay is None or self.replay.open_effect() is None)
 
     def _load_journal(self) -> None:
         if not self.claim.journal:

@@ -17,7 +17,8 @@ from aiolimiter import AsyncLimiter
 
 from actors.messages import decode_lease, encode_message
 from actors.scope import wake
-from admission.dependency import Dependency
+from admission.dependency import Dependency, from_plain
+from admission.exchange import ANSWER_WITHIN_S, Lease, News
 from admission.gate import Gate
 from admission.line import Waiter
 from admission.passage import Hindrance, Passage
@@ -28,7 +29,6 @@ Link = Callable[[bytes], Awaitable[bytes]]
 WORTH_POSTPONING_S: Final = 3.0
 _SAFE_STEP_S: Final = 0.1
 _EARLIEST_S: Final = 0.01
-_ANSWER_WITHIN_S: Final = 1.0
 _PATIENCE_PERIODS: Final = 4
 _SMOOTH_OVER: Final = 0.8
 _STEPS: Final = 16
@@ -49,7 +49,7 @@ class Gatekeeper:
     """Lets calls to one dependency go, or makes them wait.
 
     Args:
-        dependency: as the app declares it.
+        dependency: as the app declares it; what the hub says of it later takes its place.
         host: this host's identity.
         link: to the hub.
     """
@@ -119,6 +119,11 @@ class Gatekeeper:
         self.gate.stop(self._loop.time(), seconds)
         self._talk_sooner()
 
+    def rename(self, host: str) -> None:
+        """This host has another identity from now on."""
+        self.gate.rename(host)
+        self._talk_sooner()
+
     def hindrance(self) -> Hindrance:
         """What holds back those that wait."""
         return self.gate.hindrance(self._loop.time())
@@ -149,7 +154,7 @@ class Gatekeeper:
         except BaseException:
             if future.done() and not future.cancelled():
                 self.gate.return_retry(tenant)
-            else:
+            elif future in waiting:  # else it was passed over already, and counted then
                 waiting.remove(future)
                 self.gate.want_retry(tenant, -1)
             raise
@@ -160,25 +165,31 @@ class Gatekeeper:
 
         Without this, calls that failed in an outage would wait for the trickle of the budget long after its end.
         """
-        waiting = self._retries.get(tenant, deque())
-        while waiting and waiting[0].done():
-            waiting.popleft()
-        if waiting:
+        future = self._next_waiting(tenant)
+        if future is not None:
             self.gate.want_retry(tenant, -1)
-            wake(waiting.popleft())
+            wake(future)
         elif self.gate.lease is not None and self.gate.lease.retries is not None:
             self.gate.return_retry(tenant)
 
+    def _next_waiting(self, tenant: str) -> "asyncio.Future[None] | None":
+        """The first that still waits, taken out. Those that were cancelled and have not run since want nothing more."""
+        waiting = self._retries.get(tenant, deque())
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                return future
+            self.gate.want_retry(tenant, -1)
+        return None
+
     def _grant_retries(self, granted: dict[str, int]) -> None:
         for tenant, count in granted.items():
-            waiting = self._retries.get(tenant, deque())
             for _ in range(count):
-                while waiting and waiting[0].done():
-                    waiting.popleft()
-                if waiting:
-                    wake(waiting.popleft())
-                else:
+                future = self._next_waiting(tenant)
+                if future is None:
                     self.gate.return_retry(tenant)
+                else:
+                    wake(future)
         if self.gate.lease is not None and self.gate.lease.retries is None:
             for tenant, waiting in self._retries.items():
                 self.gate.want_retry(tenant, -len(waiting))
@@ -306,13 +317,13 @@ class Gatekeeper:
         sent_at = self._asked_at = self._loop.time()
         report, since = self.gate.report(sent_at, leaving=leaving)
         try:
-            async with asyncio.timeout(_ANSWER_WITHIN_S):
+            async with asyncio.timeout(ANSWER_WITHIN_S):
                 lease = decode_lease(await self._link(encode_message(report)))
         except asyncio.CancelledError:
-            self.gate.lost(since, report)
+            self.gate.lost(since)
             raise
         except (Exception, msgspec.DecodeError) as error:
-            self.gate.lost(since, report)
+            self.gate.lost(since)
             if self._hub_answers:
                 _LOG.warning("no hub of %s answers (%s): living on what is safe", self.dependency.name, error)
             self._hub_answers = False
@@ -320,14 +331,29 @@ class Gatekeeper:
         if not self._hub_answers:
             _LOG.warning("the hub of %s answers again", self.dependency.name)
         self._hub_answers = True
-        self._grant_retries(self.gate.accept(sent_at, self._loop.time(), lease))
+        granted = self.gate.accept(sent_at, self._loop.time(), lease)
+        if self.gate.lease is lease:
+            self._take_over(lease)
+        self._grant_retries(granted)
         self._postpone_all()
+
+    def _take_over(self, lease: Lease) -> None:
+        """What operators have set, or another host's app declares, holds here too."""
+        if lease.definition is None:
+            return
+        try:
+            self.dependency = from_plain(lease.definition)
+        except ValueError as error:
+            # A hub of a later version may know more than this host: limits hold all the same, since the hub counts.
+            name = self.dependency.name
+            _LOG.warning("dependency %s: what its hub says of it cannot be read; as it was: %s", name, error)
+            return
+        breaker = self.dependency.breaker
+        self.gate.slow_call_s = None if breaker is None else breaker.slow_call_s
 
     def news(self, told: dict[str, object]) -> None:
         """What the hub has told everybody."""
-        fresh = msgspec.convert(told, _News)
-        now = self._loop.time()
-        self.gate.news(now, fresh.epoch, fresh.state, fresh.generation, fresh.not_before_s, fresh.why)
+        self.gate.news(self._loop.time(), msgspec.convert(told, News))
         self._postpone_all()
         if self.gate.line.waiting:
             self._talk_sooner()
@@ -353,11 +379,3 @@ class _Token:
     future: "asyncio.Future[None]"
     granted: list[Passage]
     may_postpone: bool
-
-
-class _News(msgspec.Struct, frozen=True):
-    epoch: int
-    state: str
-    generation: int
-    not_before_s: float
-    why: str

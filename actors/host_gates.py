@@ -32,6 +32,11 @@ class HostGates:
         except (ValueError, msgspec.ValidationError) as error:
             _LOG.warning("news of dependency %s cannot be read: %s", name, error)
 
+    def rename(self, host: str) -> None:
+        """This host has another identity from now on: hubs forget the earlier one when the store does."""
+        for keeper in self.keepers.values():
+            keeper.rename(host)
+
     async def close(self) -> None:
         """Gives back what this host has."""
         await asyncio.gather(*(keeper.close() for keeper in self.keepers.values()))

@@ -210,7 +210,7 @@ class HostRuntime:
         self._lease_ok.set()
         for dead in beat.expired:
             if dead != self.host and not late:
-                self._reaper.reap_soon(dead)
+                self._reaper.reap_soon(dead, if_expired=True)
         if beat.draining != self._marked:
             self._marked = beat.draining
             if self._marked:
@@ -270,6 +270,7 @@ class HostRuntime:
             for engine in list(self.runs.values()):
                 engine.drop()
             self._new_identity()
+            self.gates.rename(self.host)
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
         self._reaper.reap_soon(lost)

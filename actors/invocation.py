@@ -25,7 +25,14 @@ class Invocation:
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
         self._lost_here = 0
-        self.lost_threads = 0
+        self._lost: list[Future[Any]] = []
+
+    @property
+    def lost_threads(self) -> int:
+        """How many threads are still in tools that were given up."""
+        # Looked up by whoever asks, on the loop: a thread that counted itself out would do so while the loop counts.
+        self._lost = [work for work in self._lost if not work.done()]
+        return len(self._lost)
 
     async def run(self, tool: Tool[Any, Any], call: ToolCall, values: list[Any], on_stuck: Callable[[], None]) -> Any:
         """One attempt, under its bounds.
@@ -46,8 +53,8 @@ class Invocation:
     async def _in_thread(
         self, tool: Tool[Any, Any], call: ToolCall, values: list[Any], on_stuck: Callable[[], None]
     ) -> Any:
-        if self.lost_threads >= _MOST_LOST_THREADS:
-            raise NotApplied(f"{self.lost_threads} threads are still in tools that were given up: restart the host")
+        if (lost := self.lost_threads) >= _MOST_LOST_THREADS:
+            raise NotApplied(f"{lost} threads are still in tools that were given up: restart the host")
         if self._threads is None:
             self._threads = ThreadPoolExecutor(SYNC_TOOL_THREADS, thread_name_prefix="penstock-tool")
         work = self._threads.submit(contextvars.copy_context().run, tool.invoke, call, values)
@@ -67,8 +74,7 @@ class Invocation:
     def _lose(self, tool: Tool[Any, Any], work: "Future[Any]") -> None:
         """A thread cannot be stopped. So that it is not missing for ever, others take the place of lost ones."""
         self._lost_here += 1
-        self.lost_threads += 1
-        work.add_done_callback(self._found)
+        self._lost.append(work)
         _LOG.error(
             "tool %s: its function goes on in a thread after its time-out (%d such threads)",
             tool.name,
@@ -77,9 +83,6 @@ class Invocation:
         if self._lost_here >= SYNC_TOOL_THREADS // 2 and self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads, self._lost_here = None, 0
-
-    def _found(self, _: "Future[Any]") -> None:
-        self.lost_threads -= 1
 
     def close(self) -> None:
         """Lets go of the threads; calls that are under way in them go on to their end."""

@@ -18,14 +18,17 @@ class Reaper:
         self._keep = keep
         self._reaping: set[str] = set()
 
-    def reap_soon(self, host: str) -> None:
-        """Takes all runs of a host away from it, in a task."""
+    def reap_soon(self, host: str, *, if_expired: bool = False) -> None:
+        """Takes all runs of a host away from it, in a task; ``if_expired``: unless it has renewed its lease by then."""
         if host not in self._reaping:
             self._reaping.add(host)
-            self._keep(self._reap(host))
+            self._keep(self._reap(host, if_expired))
 
-    async def _reap(self, host: str) -> None:
+    async def _reap(self, host: str, if_expired: bool) -> None:
         try:
+            # First of all: a host that renewed its lease while its runs are being taken would go on with them.
+            if not await self._store.condemn_host(host, if_expired=if_expired):
+                return
             moved = await asyncio.gather(*(self._store.reap(p, host) for p in self._store.partitions))
             await self._store.forget_host(host)
             _LOG.warning("host %s was lost: %d runs taken over by the living", host, sum(moved))

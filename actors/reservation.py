@@ -55,6 +55,8 @@ class Reservations:
             found = self._known[key] = (InputEstimator(), OutputEstimator())
             if len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(key)
         return found
 
 

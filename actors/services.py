@@ -23,8 +23,8 @@ class Services(Protocol):
     authority: Authority
     payload_limit_bytes: int
     max_losses: int
-    approval_keys: Keyring
     tools: "dict[str, Tool[Any, Any]]"
+    approval_keys: Keyring
 
     def now_ms(self) -> int:
         """The server's time as this host estimates it."""

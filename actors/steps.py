@@ -9,12 +9,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from actors import approvals, effects
-from actors.attempts import NoMore
+from actors.attempts import NoMore, Outcome
 from actors.contract import Tool
-from actors.journal import Kind, Status
+from actors.core.outcome import StepEnd
+from actors.journal import Entry, Kind, Status
+from actors.receipts import decode_intent_facts
 from actors.scope import SCOPE
 from actors.tool_step import ToolStep, keyed, no_more_outcome, recorded, tool_step
-from admission.approval import DEFAULT_TERMS
+from admission.approval import DEFAULT_TERMS, Terms
+from admission.policy import Permission
 
 if TYPE_CHECKING:
     from actors.engine import RunEngine
@@ -36,11 +39,10 @@ async def call(
         return recorded(tool, entry)
     # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
     await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
-    approval = ""
-    if _needs_approval(tool, values):
-        approval = await approvals.approved(engine, path, tool, values, DEFAULT_TERMS, business_key=business_key)
     step = tool_step(engine, path, tool, values, arguments, entry, business_key)
-    step.approval = approval
+    refused = await _permitted(step, entry)
+    if refused is not None:
+        return await step.record(refused)
     if tool.options.risk.is_effect:
         engine.services.tools.setdefault(tool.name, tool)
         engine.has_effects = True
@@ -48,13 +50,29 @@ async def call(
     return await _read(step)
 
 
-def _needs_approval(tool: Tool[Any, Any], values: list[Any]) -> bool:
-    needs = tool.options.effect.needs_approval
-    if not callable(needs):
-        return needs
-    keywords = tool.signature.keywords
-    positional = len(values) - len(keywords)
-    return needs(*values[:positional], **dict(zip(keywords, values[positional:], strict=True)))
+async def _permitted(step: ToolStep, entry: Entry | None) -> Outcome | None:
+    """How the step ends where the call is not permitted; None once it is, and people have approved what they have to.
+
+    What was permitted when it began goes on under that; its approval is proved again.
+    """
+    engine, tool, values = step.engine, step.tool, step.asked.values
+    if entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION):
+        if entry.facts and decode_intent_facts(entry.facts).approval:
+            step.approval = await approvals.approved(
+                engine, step.path, tool, values, DEFAULT_TERMS, business_key=step.business_key
+            )
+        return None
+    decision = engine.services.authority.decide(tool, values, job=engine.job, agent=engine.claim.agent)
+    step.permission = decision.facts
+    if decision.outcome is Permission.DENY:
+        error = ("NotPermitted", decision.text)
+        return Outcome(0, error=error, end=StepEnd.NOT_PERMITTED, ended_by=f"rule {decision.rule}")
+    if decision.terms is not None:
+        terms = Terms.model_validate(decision.terms.model_dump())
+        step.approval = await approvals.approved(
+            engine, step.path, tool, values, terms, rule=decision.rule, business_key=step.business_key
+        )
+    return None
 
 
 async def _read(step: ToolStep) -> Any:

@@ -6,8 +6,12 @@ Every duration is relative: monotonic clocks do not compare across processes. A 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 VERSION = 1
+ANSWER_WITHIN_S = 1.0
+"""So long a host waits for an answer, and so long after its end a lease may still be in force somewhere."""
+LEFT_ALONE = "the other side asked to be left alone (Retry-After)"
 RANKS = ("critical", "high", "normal", "low", "best_effort")
 
 
@@ -100,6 +104,7 @@ class Lease:
         generation: of the breaker; the host hands it back with outcomes.
         own: of the breaker that this host has for itself, because it alone fails.
         why: what holds calls back, in words; empty when nothing does.
+        stopped: it is a Retry-After that holds them back.
         not_before_s: no call before so many seconds have passed.
         permits: what is added to the host's balance, by resource; None when no rate is limited. What ``most`` names is
             limited, whatever is said here.
@@ -111,6 +116,8 @@ class Lease:
         most: the most that one call can ever take, by resource.
         saturated: there is more demand than room: coming earlier brings nothing.
         scarce: which limit is the scarce one, in words.
+        definition: what is declared of the dependency, as plain data, for a host whose last lease was of another
+            declaration or another hub; None for one that goes by it already.
     """
 
     epoch: int
@@ -120,6 +127,7 @@ class Lease:
     generation: int = 0
     own: int = 0
     why: str = ""
+    stopped: bool = False
     not_before_s: float = 0.0
     permits: dict[str, float] | None = None
     probes: int = 0
@@ -132,6 +140,19 @@ class Lease:
     most: dict[str, float] = field(default_factory=dict)
     saturated: bool = False
     scarce: str = ""
+    definition: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """From a hub to all hosts, ahead of their next leases: those fields of a lease that cannot wait."""
+
+    epoch: int
+    state: str
+    generation: int
+    not_before_s: float
+    why: str
+    stopped: bool = False
 
 
 def added(left: Mapping[str, float], right: Mapping[str, float], times: float = 1.0) -> dict[str, float]:

@@ -8,8 +8,8 @@ without a lease a call waits, and when no hub answers, the host lives on a safe 
 import math
 from typing import Any, Final
 
-from admission.exchange import RANKS, Demand, Lease, Outcomes, Report, added
-from admission.limiter import amount_of
+from admission.exchange import LEFT_ALONE, RANKS, Demand, Lease, News, Report, added
+from admission.limiter import amount_of, beyond
 from admission.line import Line, Waiter
 from admission.passage import Hindrance, Passage, Since
 
@@ -42,6 +42,7 @@ class Gate:
         self._balances = 0
         self._left = False
         self._sequence = 0
+        self._renamed_at = -1
         self._reported_at = now
         self._since = Since()
         self._arrivals = 0
@@ -51,6 +52,7 @@ class Gate:
         self._safe_at = 0.0
         self._stop_until = -math.inf
         self._stop_told = -math.inf
+        self._stop_in_report = -math.inf
         self._retries_wanted: dict[str, int] = {}
 
     # Going
@@ -158,32 +160,15 @@ class Gate:
             return
         passage.over = True
         self.in_flight -= 1
-        since = self._since
         if result in ("rate_limited", "ignored"):
             self._give_probe_back(passage)
-        if result == "rate_limited":
-            since.rate_limited += 1
-        elif result != "ignored":
-            key = (passage.generation, passage.own)
-            outcomes = since.outcomes.get(key)
-            if outcomes is None:
-                outcomes = since.outcomes[key] = Outcomes(passage.generation, own=passage.own)
-            if result == "succeeded":
-                outcomes.succeeded += 1
-                if self.slow_call_s is not None and now - passage.began > self.slow_call_s:
-                    outcomes.slow += 1
-            else:
-                outcomes.failed += 1
-                since.abandoned += result == "abandoned"
+        slow = self.slow_call_s is not None and now - passage.began > self.slow_call_s
+        self._since.ended(passage, result, slow=slow)
         if actual is not None and self.balance is not None:
-            deltas = {
-                name: amount - amount_of(passage.cost, name)
-                for name, amount in _like(actual, self.balance).items()
-                if abs(amount - amount_of(passage.cost, name)) > _TINY
-            }
+            deltas = beyond(passage.cost, actual, self.balance)
             if deltas:
                 # What is not reported yet is told and settled by the same report.
-                since.settled.append((passage.reported + 1, deltas))
+                self._since.settled.append((passage.reported + 1, deltas))
 
     def stop(self, now: float, seconds: float) -> None:
         """The other side asked to be left alone: this host stops at once, and tells the hub."""
@@ -229,6 +214,7 @@ class Gate:
             self._new_balance(dict.fromkeys(self.balance, 0.0))
         demands = [] if leaving else self._demands(now)
         returned = self._surplus(leaving) if self._safe is None else {}
+        self._stop_in_report = self._stop_until if self._stop_until > self._stop_told else -math.inf
         probes = self._probes + self._probes_unused
         self._probes = self._probes_unused = 0
         report = Report(
@@ -244,7 +230,7 @@ class Gate:
             retries=since.retries,
             abandoned=since.abandoned,
             settled=since.settled,
-            stop_s=max(0.0, self._stop_until - now) if self._stop_until > self._stop_told else 0.0,
+            stop_s=max(0.0, self._stop_in_report - now),
             calls=since.calls,
             retries_wanted={tenant: count for tenant, count in self._retries_wanted.items() if count},
             retries_returned=since.retries_returned,
@@ -292,28 +278,15 @@ class Gate:
                 balance[name] = keep
         return returned
 
-    def lost(self, since: Since, report: Report) -> None:
-        """A report did not arrive, or its answer did not: its evidence is told again with the next one. What was
-        returned is gone, and so is what calls have used less than was reserved: the hub may have heard of it, and twice
-        would be too much.
-        """
-        mine = self._since
-        for key, outcomes in since.outcomes.items():
-            kept = mine.outcomes.setdefault(key, Outcomes(key[0], own=key[1]))
-            kept.succeeded += outcomes.succeeded
-            kept.failed += outcomes.failed
-            kept.slow += outcomes.slow
-        mine.rate_limited += since.rate_limited
-        mine.abandoned += since.abandoned
-        mine.retries += since.retries
-        for told_by, deltas in since.settled:
-            more = {name: delta for name, delta in deltas.items() if delta > 0}
-            if more:
-                mine.settled.append((told_by, more))
+    def lost(self, since: Since) -> None:
+        """A report did not arrive, or its answer did not: its evidence is told again. What was returned is gone."""
+        self._since.again(since)
 
-    def accept(self, sent_at: float, now: float, lease: Lease, *, told_stop: bool = True) -> dict[str, int]:
-        """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing."""
+    def accept(self, sent_at: float, now: float, lease: Lease) -> dict[str, int]:
+        """Takes a lease; retries that it grants, by tenant. An overtaken lease is nothing, and one for another name."""
         old = self.lease
+        if lease.sequence <= self._renamed_at:
+            return {}
         if old is not None and (lease.epoch, lease.sequence) <= (old.epoch, old.sequence):
             return {}
         anew = old is None or lease.epoch != old.epoch or self._safe is not None
@@ -324,8 +297,8 @@ class Gate:
         self._probes = lease.probes
         # A time that the hub does not know of yet, because this host has just heard it, stays.
         self._not_before = max(now + lease.not_before_s, self._stop_until if self._stop_until > now else -math.inf)
-        if told_stop:
-            self._stop_told = max(self._stop_told, self._stop_until)
+        # What was heard after the report was sent is told by the next one.
+        self._stop_told = max(self._stop_told, self._stop_in_report)
         # Every limited resource has a balance, whatever the lease grants of it: what has none would not be limited.
         granted = dict.fromkeys(lease.most, 0.0) | (lease.permits or {})
         if not granted:
@@ -338,21 +311,36 @@ class Gate:
             self.want_retry(tenant, -count)
         return lease.retries or {}
 
+    def rename(self, host: str) -> None:
+        """This host is somebody new to everybody: what its earlier name was given is that name's, and counts as used.
+
+        What is under way goes on and is told under the new name. Where anything is limited, nothing more goes until the
+        hub has answered that one: it may bury the earlier name any moment, and give its places and its safe share away.
+        """
+        self.host = host
+        self._renamed_at = self._sequence
+        self._safe = None
+        if self.balance is not None:
+            self._new_balance(dict.fromkeys(self.balance, 0.0))
+        if self.balance is not None or (self.lease is not None and self.lease.concurrency is not None):
+            self._left, self._expires = True, -math.inf
+
     def _new_balance(self, balance: dict[str, float]) -> None:
         """What was taken from the balance before is not given back to this one."""
         self.balance = balance
         self._balances += 1
 
-    def news(self, now: float, epoch: int, state: str, generation: int, not_before_s: float, why: str) -> bool:
+    def news(self, now: float, news: News) -> bool:
         """What the hub has told everybody, ahead of the next lease; whether it changes anything."""
         lease = self.lease
-        if lease is None or epoch < lease.epoch or generation < lease.generation:
+        if lease is None or news.epoch < lease.epoch or news.generation < lease.generation:
             return False
-        if state == "closed" and lease.state == "closed":
-            self._not_before = max(self._not_before, now + not_before_s)
-            return not_before_s > 0
-        lease.state, lease.generation, lease.why = state, generation, why
-        self._not_before = max(now + not_before_s, self._stop_until)
+        if news.state == "closed" and lease.state == "closed":
+            self._not_before = max(self._not_before, now + news.not_before_s)
+            lease.stopped = lease.stopped or news.stopped
+            return news.not_before_s > 0
+        lease.state, lease.generation, lease.why, lease.stopped = news.state, news.generation, news.why, news.stopped
+        self._not_before = max(now + news.not_before_s, self._stop_until)
         self._probes = 0
         return True
 
@@ -396,10 +384,8 @@ class Gate:
             return Hindrance("hub", "no word from the dependency's hub yet", None)
         left_s = self._not_before - now
         if left_s > 0:
-            stopped = self._stop_until >= self._not_before or "Retry-After" in lease.why
-            kind = "retry_after" if stopped else "breaker"
-            text = lease.why or "the other side asked to be left alone (Retry-After)"
-            return Hindrance(kind, text, left_s)
+            stopped = self._stop_until >= self._not_before or lease.stopped
+            return Hindrance("retry_after" if stopped else "breaker", lease.why or LEFT_ALONE, left_s)
         if lease.state == "probing":
             return Hindrance("breaker", lease.why or "probing", None)
         if now >= self._expires:
@@ -409,14 +395,3 @@ class Gate:
         if self.is_safe_mode:
             return Hindrance("limit", "no hub answers: a safe share of the limits", None)
         return Hindrance("limit", lease.scarce or "permits are on their way", None)
-
-
-def _like(actual: dict[str, float], balance: dict[str, float]) -> dict[str, float]:
-    """What was used of the limited resources, as far as it is known."""
-    found: dict[str, float] = {}
-    for name in balance:
-        if name == "tokens" and "input_tokens" in actual and "output_tokens" in actual:
-            found[name] = actual["input_tokens"] + actual["output_tokens"]
-        elif name in actual:
-            found[name] = actual[name]
-    return found

@@ -11,18 +11,16 @@ from typing import Final
 
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
-from admission.dependency import Breaker, Dependency
-from admission.exchange import RANKS, Lease, Report, added
-from admission.hub_hosts import HostFacts, Told, Totals
+from admission.dependency import Breaker, Dependency, as_plain
+from admission.exchange import ANSWER_WITHIN_S, LEFT_ALONE, RANKS, Lease, Report, added
+from admission.hub_hosts import HostFacts, Told, Totals, safe_rates
 from admission.limiter import RateLimiter, amount_of
-from admission.split import Deficits, Turns, quantum
+from admission.places import Places
+from admission.split import Deficits, quantum
 
-SAFE_SHARE: Final = 0.8
 FORGET_S: Final = 30.0
-ANSWER_WITHIN_S: Final = 1.0
 _LONGEST_PERIOD_S: Final = 0.25
 _SHORTEST_PERIOD_S: Final = 0.05
-_SMOOTHING: Final = 0.2
 _LATENESS_S: Final = 0.4
 _REDEFINITIONS: Final = 4096
 NEVER: Final = Breaker(failure_rate=1.0, minimum_calls=10**9)
@@ -57,11 +55,8 @@ class Hub:
         self.retry_after: tuple[float, float] | None = None
         self.retries_waiting: dict[str, dict[str, int]] = {}
         self._deficits = Deficits()
-        self._turns = Turns()
-        self._turn_at = -math.inf
-        self._places: dict[str, int] = {}
+        self.places = Places()
         self.told: tuple[object, ...] = ()
-        self.learns_until = -math.inf
         self.redefinitions = 0
 
     @property
@@ -89,12 +84,7 @@ class Hub:
             silent_s = now - host.heard
             if silent_s <= self.lifetime_s + ANSWER_WITHIN_S:
                 continue
-            if host.out:
-                self.limiter.used(now, host.out)
-                host.out = {}
-            host.demand, host.waiting, host.probes_wanted = {}, {}, 0
-            self.retries_waiting.pop(name, None)
-            self._deficits.forget(name)
+            self._silence(now, name, host)
             if silent_s > FORGET_S and not host.told:
                 # Of others the store knows whether they are dead, or live and cannot reach us (see bury).
                 self.bury(now, name)
@@ -109,10 +99,17 @@ class Hub:
         """A host that is gone for good: what it had is taken for used, and nothing more is kept for it."""
         host = self.hosts.pop(name, None)
         if host is not None:
-            self.limiter.used(now, host.out)
+            self._silence(now, name, host)
             self.breaker.forget(name)
-            self._deficits.forget(name)
-            self.retries_waiting.pop(name, None)
+
+    def _silence(self, now: float, name: str, host: HostFacts) -> None:
+        """Takes what a host had for used, and its wishes for none: nobody waits for what it does not fetch."""
+        if host.out:
+            self.limiter.used(now, host.out)
+            host.out = {}
+        host.demand, host.waiting, host.probes_wanted, host.wanted_places = {}, {}, 0, 0
+        self.retries_waiting.pop(name, None)
+        self._deficits.forget(name)
 
     # Operators
 
@@ -283,12 +280,14 @@ class Hub:
             period_s=self.period_s,
             most=self.limiter.most(),
         )
+        if report.epoch != self.permit_epoch:
+            lease.definition = as_plain(self.dependency)
         if breaker.state is BreakerState.OPEN:
             lease.why = breaker.reason if breaker is self.breaker else f"for this host only: {breaker.reason}"
             lease.not_before_s = math.inf if breaker.until is None else max(0.0, breaker.until - now)
         stopped_s = self.limiter.stopped_until - now
         if stopped_s > lease.not_before_s:
-            lease.why, lease.not_before_s = "the other side asked to be left alone (Retry-After)", stopped_s
+            lease.why, lease.stopped, lease.not_before_s = LEFT_ALONE, True, stopped_s
         limited = bool(self.dependency.rate)
         lease.permits = dict.fromkeys(self.limiter.resources, 0.0) if limited else None
         if lease.not_before_s <= 0:
@@ -298,9 +297,10 @@ class Hub:
                 self._grant(now, report.host, host, report, lease)
         elif host.demand:
             lease.saturated = True
-        self._grant_places(now, report.host, host, lease, report)
+        self._grant_places(now, host, report, lease)
         self._grant_retries(now, report, lease)
-        self._set_safe(report.host, host, lease)
+        if limited:
+            host.safe = lease.safe = safe_rates(host, self.hosts.values(), self.limiter.rates(), self.period_s)
         host.tell(Told(report.sequence, now, lease.concurrency or 0, lease.safe or {}))
         return lease
 
@@ -378,22 +378,11 @@ class Hub:
         lease.probes = count
         breaker.probes_given(now, count)
 
-    def _grant_places(self, now: float, name: str, host: HostFacts, lease: Lease, report: Report) -> None:
+    def _grant_places(self, now: float, host: HostFacts, report: Report, lease: Lease) -> None:
         total = self.dependency.max_concurrency
         if total is None:
             return
-        wants = {each: facts.wanted_places for each, facts in self.hosts.items() if facts.wanted_places > 0}
-        if now - self._turn_at >= self.period_s or (name in wants and name not in self._places):
-            self._turn_at = now
-            self._places = self._turns.places(total, wants, 1.0)
-            spare = max(0, total - sum(wants.values())) // max(1, len(self.hosts))
-            self._places = {each: self._places.get(each, 0) + spare for each in self.hosts}
-        # What others were told they have until they come and hear of less.
-        others = sum(each.most_places for each in self.hosts.values() if each is not host)
-        places = max(0, min(self._places.get(name, 0), total - others))
-        if now < self.learns_until:
-            # Hosts may have been given places that the snapshot does not know of; they are about to say so.
-            places = min(places, report.places)
+        places = self.places.of(report.host, self.hosts, total, now, self.period_s, report.places)
         host.places = lease.concurrency = places
         if host.places < host.wanted_places and not lease.scarce:
             lease.scarce = f"{total} calls at once (max_concurrency)"
@@ -408,18 +397,3 @@ class Hub:
             waiting[tenant] = count - granted
             if granted:
                 lease.retries[tenant] = granted
-
-    def _set_safe(self, name: str, host: HostFacts, lease: Lease) -> None:
-        """A host's part of a safe share, by what it was served lately; together never more than the safe share."""
-        if not self.dependency.rate:
-            return
-        rates = self.limiter.rates()
-        decay = 1.0 - _SMOOTHING * self.period_s
-        host.served *= decay
-        total = sum(each.served for each in self.hosts.values())
-        weight = host.served / total if total > 0 else 1.0 / len(self.hosts)
-        safe: dict[str, float] = {}
-        for resource, rate in rates.items():
-            others = sum(each.most_safe.get(resource, 0.0) for each in self.hosts.values() if each is not host)
-            safe[resource] = max(0.0, min(SAFE_SHARE * rate * weight, SAFE_SHARE * rate - others))
-        host.safe = lease.safe = safe

@@ -1,13 +1,16 @@
-"""What a hub knows of each host, and what it has counted. Data of :mod:`admission.hub`."""
+"""What a hub knows of each host, and what it has counted. Data of :mod:`admission.hub`. Pure."""
 
 import math
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from admission.breaker import BreakerMachine
 
+SAFE_SHARE: Final = 0.8
+_SMOOTHING: Final = 0.2
 _MOST_TOLD: Final = 8
 _MOST_ENTERED: Final = 2048
 
@@ -72,6 +75,27 @@ class HostFacts:
             safe = {name: max(rate, second.safe.get(name, 0.0)) for name, rate in first.safe.items()}
             self.told[:2] = [Told(second.sequence, first.at, max(first.places, second.places), second.safe | safe)]
         self.told.append(told)
+
+
+def safe_rates(
+    host: HostFacts, hosts: Collection[HostFacts], rates: Mapping[str, float], period_s: float
+) -> dict[str, float]:
+    """A host's part of a safe share, by what it was served lately; together never more than the safe share.
+
+    Args:
+        host: the host.
+        hosts: all of them, this one too.
+        rates: units a second, by resource, that the limits allow.
+        period_s: how often hosts come.
+    """
+    host.served *= 1.0 - _SMOOTHING * period_s
+    total = sum(each.served for each in hosts)
+    weight = host.served / total if total > 0 else 1.0 / len(hosts)
+    safe: dict[str, float] = {}
+    for resource, rate in rates.items():
+        others = sum(each.most_safe.get(resource, 0.0) for each in hosts if each is not host)
+        safe[resource] = max(0.0, min(SAFE_SHARE * rate * weight, SAFE_SHARE * rate - others))
+    return safe
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 from admission.breaker import BreakerMachine, BreakerState
 from admission.budget import Budgets
 from admission.dependency import as_plain
-from admission.exchange import RANKS
-from admission.hub import ANSWER_WITHIN_S, NEVER, Hub
+from admission.exchange import ANSWER_WITHIN_S, LEFT_ALONE, RANKS
+from admission.hub import NEVER, Hub
 from admission.hub_hosts import HostFacts, Told, Totals
 
 
@@ -29,7 +29,8 @@ def news(hub: Hub, now: float) -> dict[str, Any] | None:
         "state": hub.breaker.state.value,
         "generation": hub.breaker.generation,
         "not_before_s": max(0.0, open_s, hub.limiter.stopped_until - now),
-        "why": "the other side asked to be left alone (Retry-After)" if stopped and not open_s else hub.breaker.reason,
+        "stopped": stopped and not open_s,
+        "why": LEFT_ALONE if stopped and not open_s else hub.breaker.reason,
     }
 
 
@@ -120,7 +121,7 @@ def restore(hub: Hub, now: float, plain: Mapping[str, Any], gap_s: float) -> Non
     """
     held_s = hub.lifetime_s + ANSWER_WITHIN_S
     hub.limiter.restore(now, plain["limiter"], gap_s, held_s)
-    hub.learns_until = now + held_s
+    hub.places.learns_until = now + held_s
     hub.breaker = BreakerMachine.restore(hub.dependency.breaker or NEVER, plain["breaker"], now - gap_s)
     if hub.dependency.retry_budget is not None and plain.get("budgets") is not None:
         hub.budgets = Budgets.restore(hub.dependency.retry_budget, plain["budgets"], now - gap_s)

@@ -14,7 +14,7 @@ back. Pure: time is an argument (seconds of one monotonic clock).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from admission.dependency import Cost, Limit
@@ -340,3 +340,14 @@ def amount_of(cost: Cost, resource: str) -> float:
     if resource == "tokens" and "tokens" not in cost:
         return cost.get("input_tokens", 0.0) + cost.get("output_tokens", 0.0)
     return cost.get(resource, 0.0)
+
+
+def beyond(reserved: Cost, used: Cost, resources: Iterable[str]) -> dict[str, float]:
+    """How much more of these resources was used than was reserved, or less, as far as it is known and is anything."""
+    found: dict[str, float] = {}
+    for name in resources:
+        if name == "tokens" and "input_tokens" in used and "output_tokens" in used:
+            found[name] = used["input_tokens"] + used["output_tokens"] - amount_of(reserved, name)
+        elif name in used:
+            found[name] = used[name] - amount_of(reserved, name)
+    return {name: amount for name, amount in found.items() if abs(amount) > _TINY}

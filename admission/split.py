@@ -76,23 +76,22 @@ class Turns:
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 
-    def places(self, total: int, wants: Mapping[str, int], weight: float) -> dict[str, int]:
+    def places(self, total: int, wants: Mapping[str, int]) -> dict[str, int]:
         """How many places each host has in this turn.
 
         Args:
             total: places there are.
             wants: how many each host could use.
-            weight: how much this turn counts (its length in any unit).
         """
         shares = whole_shares(total, wants)
         given = {host: int(share + 1e-9) for host, share in shares.items()}
         left = min(total, round(sum(shares.values()))) - sum(given.values())
         part = {host: share - given[host] for host, share in shares.items()}
         for host, fraction in part.items():
-            self._credit[host] = self._credit.get(host, 0.0) + fraction * weight
+            self._credit[host] = self._credit.get(host, 0.0) + fraction
         for host in sorted((each for each in part if part[each] > 1e-9), key=lambda each: -self._credit[each])[:left]:
             given[host] += 1
-            self._credit[host] -= weight
+            self._credit[host] -= 1.0
         for gone in [host for host in self._credit if host not in wants]:
             del self._credit[gone]
         return given

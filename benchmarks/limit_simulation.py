@@ -98,11 +98,11 @@ class _Simulation:
         self._at(now + self._hub.period_s * rng.uniform(0.97, 1.03), self._exchange, name)
         report, since = gate.report(now)
         if rng.random() < plan.lost_share:
-            gate.lost(since, report)
+            gate.lost(since)
             return
         lease = self._hub.exchange(now + plan.latency_s, rng.random(), report)
         if rng.random() < plan.lost_share:
-            gate.lost(since, report)
+            gate.lost(since)
             return
         back = now + 2 * plan.latency_s
         gate.accept(now, back, lease)

@@ -81,17 +81,15 @@ async def past(store: Store, run_id: str) -> Past | None:
         ValueError: as :func:`record` does.
         StoreUnavailable: the run changed faster than it could be read.
     """
-    key = store.keys.journal(run_id)
     for _ in range(_READINGS):
         before = await record(store, run_id)
         if before is None:
             return None
-        first = await store.command(key, "LINDEX", key, 0)
-        replaced, entries = await archive(store, run_id), await journal(store, run_id)
+        archived, entries = await history(store, run_id)
         after = await record(store, run_id)
-        # A checkpoint moves entries from one list to the other; every other change is a state version of its own.
-        if after is not None and after.version == before.version and (entries[0] if entries else None) == first:
-            return Past(before, replaced, entries)
+        # The head that an owner leaves comes with a state version of its own.
+        if after is not None and after.version == before.version:
+            return Past(before, archived, entries)
     raise StoreUnavailable(f"run {run_id} changes faster than it can be read: ask again")
 
 

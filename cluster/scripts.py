@@ -44,6 +44,7 @@ CANCEL: Final = _load("cancel")
 PROMOTE: Final = _load("promote")
 RESOLVE: Final = _load("resolve")
 HEARTBEAT: Final = _load("heartbeat", partitioned=False)
+CONDEMN: Final = _load("condemn", partitioned=False)
 HUB: Final = _load("hub", partitioned=False)
 EFFECT_BEGIN: Final = _load("effect_begin", partitioned=False, when_full=False)
 EFFECT_SETTLE: Final = _load("effect_settle", partitioned=False)
@@ -52,7 +53,7 @@ APPROVAL_ASK: Final = _load("approval_ask", when_full=False)
 APPROVAL_DECIDE: Final = _load("approval_decide")
 APPROVAL_USE: Final = _load("approval_use")
 
-OF_NO_PARTITION: Final = (HEARTBEAT, HUB, EFFECT_BEGIN, EFFECT_SETTLE, POLICY)
+OF_NO_PARTITION: Final = (HEARTBEAT, CONDEMN, HUB, EFFECT_BEGIN, EFFECT_SETTLE, POLICY)
 OF_APPROVALS: Final = (APPROVAL_ASK, APPROVAL_DECIDE, APPROVAL_USE)
 ALL: Final = (
     SUBMIT, FORK, CLAIM, APPEND, COMPACT, FINISH, PARK, FIRE, REAP, RELEASE, CANCEL, PROMOTE, RESOLVE, *OF_APPROVALS,

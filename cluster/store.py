@@ -283,6 +283,13 @@ class Store:
             found[host] = {**json.loads(facts[i + 1]), "lease_left_ms": left, "draining": host in drained}
         return found
 
+    async def condemn_host(self, host: str, *, if_expired: bool = False) -> bool:
+        """Declares a host dead, before its runs are taken from it: it can renew its lease no more. False when that was
+        to be only ``if_expired``, and it has renewed it.
+        """
+        leases, infos, _ = self.keys.hosts
+        return bool(await self.call_keys(scripts.CONDEMN, [leases, infos], host, int(if_expired)))
+
     async def forget_host(self, host: str) -> None:
         """Removes a host whose runs have all been taken over, or which has left empty-handed."""
         leases, infos, draining = self.keys.hosts

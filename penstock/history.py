@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.journal import Entry, Kind, Status, decode_error
+from actors.receipts import decode_resolution
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.store import Store
 from penstock.history_facts import BatchFacts, RunHistory, WitnessedKey, read_facts
@@ -26,7 +27,7 @@ _INDEX_OF: Final = {
 }
 _SETTLED: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 # Errors of a step whose call was answered with success: the effect is in the world, only its result could not be used.
-_ANSWERED: Final = frozenset({"InvalidValue", "PayloadTooLarge"})
+_ANSWERED: Final = frozenset({"InvalidValue", "PayloadTooLarge", "ResultUnknown"})
 _FROM_AN_OWNER: Final = frozenset(
     {RunState.RUNNING, RunState.SUCCEEDED, RunState.FAILED, RunState.CONFIRMATION_UNKNOWN}
 )
@@ -236,6 +237,12 @@ def _journal(run: RunHistory, effects: frozenset[str]) -> Iterator[Violation]:
             seen.discard((entry.step, "open"))
             intended.discard(entry.step)
             continue
+        if entry.kind == Kind.RESOLUTION:
+            # A person's word about an intent. What did not happen is intended anew, or has failed.
+            seen.discard((entry.step, "open"))
+            if not _says_applied(entry):
+                intended.discard(entry.step)
+            continue
         same = "open" if entry.status == Status.OPEN else "finished"
         if (entry.step, same) in seen:
             yield Violation(run.record.id, entry.step, f"{entry.kind} {entry.name} is in the journal twice as {same}")
@@ -254,7 +261,7 @@ def _witnessed(
     for entry in _finished(run):
         witnesses = by_key.get(run.key_of(entry), [])
         requests = sum(witness.requests for witness in witnesses)
-        earlier = sum(each.attempts for each in run.journal if each.step == entry.step and each.status == Status.OPEN)
+        earlier = sum(each.attempts for each in run.journal if each.step == entry.step and _is_earlier(each))
         bound = entry.attempts + earlier + record.migrations * attempts_per_loss
         if requests > bound:
             text = (
@@ -284,6 +291,15 @@ def _last(run: RunHistory) -> Iterable[Entry]:
 def _happened(entry: Entry) -> bool:
     """Whether a finished effect says that the world was changed."""
     return entry.status == Status.OK or decode_error(entry.payload).error_class in _ANSWERED
+
+
+def _says_applied(entry: Entry) -> bool:
+    return entry.kind == Kind.RESOLUTION and decode_resolution(entry.payload).applied
+
+
+def _is_earlier(entry: Entry) -> bool:
+    """Whether an entry tells of calls that its step's end does not count."""
+    return entry.status == Status.OPEN or (entry.kind == Kind.RESOLUTION and not _says_applied(entry))
 
 
 def _duplicates(ledger: Iterable[WitnessedKey]) -> dict[tuple[str, str], int]:

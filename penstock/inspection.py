@@ -119,9 +119,6 @@ async def view(store: Store, record: RunRecord) -> RunView:
         input=job.input,
         output=decoded(record.output),
         error=run_error(record.error),
-        journal=[journal_step(decode_entry(raw)) for raw in entries],
-        by=job.by,
-        approvals=waits_for,
         root=job.root,
         forked_from=job.forked_from,
         forked_at=job.forked_at,
@@ -129,6 +126,9 @@ async def view(store: Store, record: RunRecord) -> RunView:
         forked_why=job.forked_why,
         inherited=job.inherited,
         may_cause_effects=not record.readonly,
+        journal=[journal_step(decode_entry(raw)) for raw in entries],
+        by=job.by,
+        approvals=waits_for,
     )
 
 

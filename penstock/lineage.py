@@ -143,7 +143,7 @@ class LineageCalls:
     async def _point(self, record: RunRecord, at: str) -> ForkPoint:
         archive, journal = await reader.history(self.store, record.id)
         try:
-            return fork_point(archive, journal, at)
+            return fork_point(record.id, archive, journal, at)
         except NoForkPoint as error:
             raise CannotFork(record.id, at, str(error)) from None
 

@@ -181,28 +181,6 @@ class SyncClient:
         """See :meth:`Client.command_dependency`."""
         return self._call(self._client.command_dependency(name, do, by=by, reason=reason))
 
-    def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
-        """See :meth:`Client.approvals`."""
-        return self._call(self._client.approvals(all=all, limit=limit))
-
-    def approval(self, approval_id: str) -> ApprovalDetails:
-        """See :meth:`Client.approval`."""
-        return self._call(self._client.approval(approval_id))
-
-    def approve(
-        self, approval_id: str, *, by: str | None = None, reason: str = "", action: str | None = None
-    ) -> ApprovalView:
-        """See :meth:`Client.approve`."""
-        return self._call(self._client.approve(approval_id, by=by, reason=reason, action=action))
-
-    def deny(self, approval_id: str, *, reason: str, by: str | None = None, action: str | None = None) -> ApprovalView:
-        """See :meth:`Client.deny`."""
-        return self._call(self._client.deny(approval_id, reason=reason, by=by, action=action))
-
-    def watch_approvals(self) -> Generator[ApprovalView]:
-        """See :meth:`Client.watch_approvals`."""
-        return self._each(self._client.watch_approvals())
-
     def fork(self, run_id: str, at: str, **options: Any) -> ForkReport:
         """See :meth:`Client.fork`."""
         return self._call(self._client.fork(run_id, at, **options))
@@ -274,6 +252,28 @@ class SyncClient:
     ) -> PolicyExplanation:
         """See :meth:`Client.explain_policy`."""
         return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
+
+    def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
+        """See :meth:`Client.approvals`."""
+        return self._call(self._client.approvals(all=all, limit=limit))
+
+    def approval(self, approval_id: str) -> ApprovalDetails:
+        """See :meth:`Client.approval`."""
+        return self._call(self._client.approval(approval_id))
+
+    def approve(
+        self, approval_id: str, *, by: str | None = None, reason: str = "", action: str | None = None
+    ) -> ApprovalView:
+        """See :meth:`Client.approve`."""
+        return self._call(self._client.approve(approval_id, by=by, reason=reason, action=action))
+
+    def deny(self, approval_id: str, *, reason: str, by: str | None = None, action: str | None = None) -> ApprovalView:
+        """See :meth:`Client.deny`."""
+        return self._call(self._client.deny(approval_id, reason=reason, by=by, action=action))
+
+    def watch_approvals(self) -> Generator[ApprovalView]:
+        """See :meth:`Client.watch_approvals`."""
+        return self._each(self._client.watch_approvals())
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:

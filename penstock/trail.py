@@ -1,9 +1,10 @@
 """A run's audit trail: read from what the store keeps of it, and proved."""
 
+import dataclasses
 from typing import Final
 
 from actors.core.chain import Ended
-from actors.core.proof import Anchors, Chain, Proof, anchor_of, prove
+from actors.core.proof import Anchors, Chain, Parting, Proof, anchor_of, prove
 from actors.journal import first_link
 from cluster import reader
 from cluster.keys import partition_of
@@ -12,13 +13,12 @@ from cluster.records import RunRecord
 from cluster.store import Store
 from penstock.errors import ClientError, NoSuchRun
 from penstock.names import is_run_id
-from penstock.trail_rows import Entries, closing_row, job_of, opening_rows, record_row
+from penstock.trail_rows import Entries, closing_row, fork_of, opening_rows, record_row
 from penstock.trail_views import Trail, TrailFinding, TrailRow, TrailVerification
 
 _SEALED: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
 # Only a run's owner can say this of it; the store itself cancels and sheds.
 _SAID_BY_OWNERS: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CONFIRMATION_UNKNOWN})
-_MOST_ANCESTORS: Final = 100
 
 
 class DamagedRecord(ClientError):
@@ -191,13 +191,17 @@ def _anchors(record: RunRecord) -> Anchors:
     )
 
 
-async def _chain(store: Store, past: reader.Past, ancestors: int = 0) -> Chain:
-    """A run's chain, with those of the runs that it was forked from, as far as they can be read."""
-    record, job, source = past.record, job_of(past.record), None
-    forked_from = "" if job is None else job.forked_from
-    if forked_from and ancestors < _MOST_ANCESTORS:
-        try:
-            source = await _chain(store, await _past(store, forked_from), ancestors + 1)
-        except (NoSuchRun, DamagedRecord):
-            source = None
-    return Chain(record.id, record.job, past.archive, past.journal, forked_from, source)
+async def _chain(store: Store, past: reader.Past) -> Chain:
+    """A run's chain, with that of the run that it was forked from, where it can be read."""
+    chain, fork = _chain_of(past), fork_of(past.record)
+    if not fork.forked_from:
+        return chain
+    try:
+        source = _chain_of(await _past(store, fork.forked_from))
+    except (NoSuchRun, DamagedRecord):
+        source = None
+    return dataclasses.replace(chain, parting=Parting(fork.forked_from, fork.forked_link, fork.inherited, source))
+
+
+def _chain_of(past: reader.Past) -> Chain:
+    return Chain(past.record.id, past.record.job, past.archive, past.journal)

@@ -37,6 +37,27 @@ class OpenEffect(NamedTuple):
     undoes: str
 
 
+class Fork(msgspec.Struct, frozen=True):
+    """What a job's record says of a fork: its source, the step, who made it and why, the source's chain where they
+    parted (hex), and how many entries it has of it.
+    """
+
+    forked_from: str = ""
+    forked_at: str = ""
+    forked_by: str = ""
+    forked_why: str = ""
+    forked_link: str = ""
+    inherited: int = 0
+
+
+def fork_of(record: RunRecord) -> Fork:
+    """What the job says of a fork; nothing where the run is none, or the job cannot be read."""
+    try:
+        return msgspec.msgpack.decode(record.job, type=Fork)
+    except (ValueError, msgspec.DecodeError):
+        return Fork()
+
+
 def job_of(record: RunRecord) -> JobRecord | None:
     """The job; None where it cannot be read."""
     try:
@@ -69,10 +90,13 @@ def opening_rows(record: RunRecord, first_link: str) -> Iterator[TrailRow]:
         at_ms=record.accepted_ms, run_id=run_id, step="", what="asked", by=by, detail=detail,
         link=first_link[:LINK_SHOWN], facts=facts,
     )  # fmt: skip
-    if job is not None and job.forked_from:
-        detail = f"from run {job.forked_from}" + (f" at step {job.forked_at}" if job.forked_at else "")
-        fork = {"forked_from": job.forked_from, "forked_at": job.forked_at}
-        yield TrailRow(at_ms=record.accepted_ms, run_id=run_id, step="", what="forked", detail=detail, facts=fork)
+    fork = fork_of(record)
+    if fork.forked_from:
+        detail = f"from run {fork.forked_from} at step {fork.forked_at}"
+        yield TrailRow(
+            at_ms=record.accepted_ms, run_id=run_id, step="", what="forked", by=fork.forked_by,
+            detail=f"{detail}: {fork.forked_why}" if fork.forked_why else detail, facts=msgspec.structs.asdict(fork),
+        )  # fmt: skip
     if record.started_ms is not None:
         moved = record.migrations
         times = "once" if moved == 1 else f"{moved} times"
@@ -261,16 +285,32 @@ class Entries:
 
 
 def _approval(entry: Entry, payload: Any) -> tuple[str, str, str]:
+    """An approval that is asked for, was given, or was not: its request, what was granted, or an error."""
     said = payload if isinstance(payload, dict) else {}
-    facts = said | _dict(entry.facts)
-    what = {Status.OPEN.value: "approval asked", Status.OK.value: "approved"}.get(entry.status, "refused")
-    by = facts.get("by") or facts.get("approvers") or facts.get("approver") or ""
-    names = ", ".join(map(str, by)) if isinstance(by, list) else str(by)
-    parts = [f"approval {facts['id']}" if facts.get("id") else "", str(facts.get("reason") or facts.get("why") or "")]
-    if entry.status == Status.FAILED and (error := _error(entry.payload)) is not None:
-        names = names or error.ended_by
-        parts.append(error.message)
-    return what, names, "; ".join([entry.name, *(part for part in parts if part)])
+    if entry.status == Status.OPEN:
+        terms = said.get("terms")
+        needed = terms.get("needed", 1) if isinstance(terms, dict) else 1
+        parts = [
+            f"approval {said['id']}" if said.get("id") else "",
+            f"arguments {said['shown']}" if said.get("shown") else "",
+            f"{needed} people needed" if needed != 1 else "",
+        ]
+        rule = said.get("rule")
+        return "approval asked", f"rule {rule}" if rule else "", _joined(entry.name, parts)
+    if entry.status == Status.OK:
+        by = said.get("approved_by", [])
+        parts = [
+            f"approval {said['approval']}" if said.get("approval") else "",
+            str(said.get("why", "")),
+            "simulated" if said.get("simulated") else "",
+        ]
+        return "approved", ", ".join(map(str, by)) if isinstance(by, list) else str(by), _joined(entry.name, parts)
+    error = _error(entry.payload)
+    return "refused", "" if error is None else error.ended_by, _joined(entry.name, [_said(error) if error else ""])
+
+
+def _joined(name: str, parts: list[str]) -> str:
+    return "; ".join([name, *(part for part in parts if part)])
 
 
 def _resolution(entry: Entry, payload: Any) -> tuple[str, str, str]:

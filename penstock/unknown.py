@@ -130,7 +130,7 @@ class UnknownCalls:
                 f"acknowledged, and there is nothing to say it of. Have a host look: {resolve_command(run_id, step)} "
                 "--ask-again"
             )
-        said = self._checked(doubt.tool, said)
+        said = self._checked_result(doubt.tool, said)
         known = await self.store.effect(doubt.facts.identity) if doubt.facts.identity else None
         at_ms = await self.store.server_ms()
         raw = _entry(run, doubt.entry, said, known, at_ms, self.store.settings.payload_limit_bytes)
@@ -212,7 +212,7 @@ class UnknownCalls:
             raise InvalidResolution(f"this cannot be written as JSON: {error}") from None
         return Resolution(applied, name, redacted(why), plain, **known)
 
-    def _checked(self, tool: str, said: Resolution) -> Resolution:
+    def _checked_result(self, tool: str, said: Resolution) -> Resolution:
         """With the result as the tool's own would be recorded, where the app is at hand."""
         given = _result_in(said)
         declared = _tool_of(self._app, tool)

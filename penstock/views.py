@@ -228,9 +228,9 @@ class JournalStep(msgspec.Struct, frozen=True, kw_only=True):
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the store knows of one run.
 
-    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
     ``root`` is its lineage, where it is a fork or a child run. A fork has the first ``inherited`` entries of its
     archive and journal from ``forked_from``; a branch whose ``may_cause_effects`` is False waits to be promoted.
+    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
     """
 
     run_id: str
@@ -260,8 +260,6 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     output: Any
     error: RunError | None
     journal: list[JournalStep]
-    by: str = ""
-    approvals: list[ApprovalView] = []
     root: str = ""
     forked_from: str = ""
     forked_at: str = ""
@@ -269,6 +267,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     forked_why: str = ""
     inherited: int = 0
     may_cause_effects: bool = True
+    by: str = ""
+    approvals: list[ApprovalView] = []
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):

@@ -396,7 +396,7 @@ async def refund(call: ToolCall, order: str, cents: int, note: object = None) ->
 async def mail(call: ToolCall, to: str, *, subject: str) -> None: ...
 
 
-@tool(risk=Risk.READ, needs_approval=lambda order: 1 / 0)
+@tool(risk=Risk.READ, needs_approval=lambda order: bool(1 / 0))
 async def shaky(call: ToolCall, order: str) -> None: ...
 
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from actors.core.chain import CheckpointFacts, Ended, encode_checkpoint_facts, is_of_trail, seal_of_end
-from actors.core.proof import Anchors, Break, Chain, Proof, anchor_of, prove
+from actors.core.proof import Anchors, Break, Chain, Parting, Proof, anchor_of, prove
 from actors.journal import Entry, Kind, Status, decode_entry, encode_entry, first_link, link_of, seal
 
 RUN = "00-0123456789abcdef01234567"
@@ -244,44 +244,47 @@ def test_which_entries_make_a_run_keep_its_past() -> None:
 FORK = "00-fedcba987654321001234567"
 
 
-def test_a_fork_goes_on_with_its_sources_chain() -> None:
-    source = Chain(RUN, JOB, [], journal(5))
-    copies = list(source.journal[:3])
-    own = [*copies, *journal(2, link=link_of(copies[-1]), first=3)]
-    fork: dict[str, Any] = {"run_id": FORK, "job": b"fork", "forked_from": RUN}
-    proof = proved(own, Anchors(link_of(own[-1]).hex(), at_rest=True), **fork, source=source)
+def forked(source: Chain | None, count: int, *, link: bytes, more: int = 2) -> tuple[list[bytes], dict[str, Any]]:
+    """A fork's entries: those of its source, one of which says now whose receipt it was, chained anew; and its own."""
+    job = b"the job of a fork"
+    taken = [decode_entry(raw) for raw in journal(count)]
+    taken = [msgspec.structs.replace(each, facts=b'{"by":"run"}') if each.step == "1" else each for each in taken]
+    raws = [*map(encode_entry, taken), *(entry(40 + number) for number in range(more))]
+    parting = Parting(RUN, link.hex(), count, source)
+    return chained(raws, first_link(FORK, job)), {"run_id": FORK, "job": job, "parting": parting}
+
+
+def test_a_fork_has_a_chain_of_its_own_and_its_sources_entries() -> None:
+    entries = journal(5)
+    source = Chain(RUN, JOB, entries[:2], entries[2:])
+    own, fork = forked(source, 3, link=link_of(entries[2]))
+    proof = proved(own, Anchors(link_of(own[-1]).hex(), at_rest=True), **fork)
     assert proof.holds
     assert proof.chained == 5
-    assert RUN in proof.notes[0]
-    assert not proved(own[1:], **fork, source=source).holds
-    assert not proved(own, run_id=FORK, job=b"fork").holds
-    # A fork of the fork.
-    twice = Chain(FORK, b"fork", [], own, RUN, source)
-    again = [*own[:4], *journal(1, link=link_of(own[3]), first=9)]
-    assert proved(again, run_id="00-aa", job=b"again", forked_from=FORK, source=twice).holds
-    # From its very beginning: nothing was copied.
-    fresh = journal(2, link=first_link(FORK, b"fork"))
-    assert proved(fresh, **fork, source=source).chained == 2
+    assert proof.notes == [f"forked from run {RUN}: its first 3 entries are that run's"]
+    own, fork = forked(source, 0, link=first_link(RUN, JOB))
+    assert proved(own, **fork).notes[-1] == f"forked from run {RUN}: it has nothing of it"
 
 
-def test_a_fork_of_a_run_that_is_gone_says_what_it_cannot_prove() -> None:
-    own = journal(4)
-    fork: dict[str, Any] = {"run_id": FORK, "job": b"fork", "forked_from": RUN}
+def test_a_past_that_the_source_does_not_have_is_found() -> None:
+    entries = journal(5)
+    own, fork = forked(Chain(RUN, JOB, [], entries), 3, link=link_of(entries[1]))
+    assert kinds(proved(own, **fork)) == [(Break.SOURCE, 2)]
+    own, fork = forked(Chain(RUN, b"another job", [], journal(5, first=1)), 3, link=link_of(entries[2]))
+    assert kinds(proved(own, **fork)) == [(Break.SOURCE, None)]
+
+
+def test_a_fork_of_a_past_that_is_gone_says_what_it_cannot_prove() -> None:
+    entries = journal(5)
+    own, fork = forked(None, 3, link=link_of(entries[2]))
     proof = proved(own, **fork)
     assert proof.holds
-    assert proof.chained == 3
-    assert "cannot be read any more: the first is not proved" in proof.notes[0]
-    assert not proved([own[0], own[2], own[3]], **fork).holds
-
-
-def test_a_fork_may_begin_with_its_sources_checkpoint() -> None:
-    past = journal(4)
-    mark = checkpoint(1, past, kept=True)
-    source = Chain(RUN, JOB, past, [mark, *journal(2, link=link_of(mark), first=1)])
-    own = [mark, *journal(3, link=link_of(mark), first=1)]
-    fork: dict[str, Any] = {"run_id": FORK, "job": b"fork", "forked_from": RUN, "source": source}
-    assert proved(own, **fork).holds
-    assert proved(own, **fork, archive=past).holds
+    assert "cannot be read any more: its first 3 entries are that run's, as its job says" in proof.notes[-1]
+    mark = checkpoint(1, entries, kept=False)
+    own, fork = forked(Chain(RUN, JOB, [], [mark]), 1, link=link_of(entries[0]))
+    proof = proved(own, **fork)
+    assert proof.holds
+    assert "has dropped that past since: its first entry is that run's" in proof.notes[-1]
 
 
 # Anchors that are kept elsewhere

@@ -159,7 +159,13 @@ async def checkpointed(run: Run, order: str) -> None:
     raise ValueError("after the checkpoint")
 
 
-AGENTS = (payer, asker, looker, keyed, handler, failing, failing_safely, checkpointed)
+@agent("sleeper", version="1")
+async def sleeper(run: Run, order: str) -> None:
+    await run.call(pay_and_ask, order)
+    await run.sleep(3600)
+
+
+AGENTS = (sleeper, payer, asker, looker, keyed, handler, failing, failing_safely, checkpointed)
 
 
 @pytest.fixture
@@ -450,3 +456,48 @@ def test_asking_never_passes_the_moment_from_which_a_no_counts() -> None:
         asked.append(now)
     assert 5.0 in asked
     assert 60.0 <= asked[-1] <= 65.0
+
+
+# A run that waits when it is to end
+
+
+@pytest.mark.parametrize("way", ["cancelled", "deadline"])
+async def test_a_waiting_run_undoes_its_effects_before_it_is_cancelled(
+    deployment: Spine, world: World, way: str
+) -> None:
+    await deployment.host()
+    fields = {"deadline": 1.2} if way == "deadline" else {}
+    run_id = await deployment.submit(sleeper, "17", **fields)
+    await deployment.waits(run_id)
+    if way == "cancelled":
+        assert await deployment.cancel(run_id) == "asked"
+    record = await deployment.end(run_id)
+    assert record.state is RunState.CANCELLED
+    assert record.reason.startswith("cancelled" if way == "cancelled" else "deadline_exceeded")
+    assert world.undone == ["17"]
+
+
+# Permission
+
+
+@pytest.fixture
+async def strict(redis_url: str) -> AsyncIterator[Spine]:
+    """A deployment without a policy: effects need a grant."""
+    async with spine(redis_url, payer, policy_yaml="") as made:
+        yield made
+
+
+async def test_without_a_grant_nothing_is_written(strict: Spine, world: World) -> None:
+    await strict.host()
+    error = await strict.failure(payer, "17")
+    assert (error.error_class, error.end) == ("NotPermitted", "not_permitted")
+    assert "tool:pay" in error.message
+    assert world.calls == 0
+
+
+async def test_what_permitted_an_effect_is_in_its_intent(strict: Spine, world: World) -> None:
+    await strict.host()
+    run_id = await strict.submit(payer, "17", grants=("tool:pay",))
+    await strict.end(run_id)
+    intent, _ = await strict.journal(run_id)
+    assert decode_intent_facts(intent.facts).permission["decision"] == "allow"

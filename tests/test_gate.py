@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
+from gates import ONE, gate_with, leased, passed, went
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admission.exchange import Lease, Outcomes
+from admission.exchange import LEFT_ALONE, Lease, News, Outcomes
 from admission.gate import Gate
-from admission.passage import Passage
-
-ONE = {"requests": 1.0}
-
-
-def leased(permits: float | None = 10.0, sequence: int = 1, **fields: Any) -> Lease:
-    limited = {} if permits is None else {"permits": {"requests": permits}, "most": {"requests": 100.0}}
-    return Lease(1, sequence, **{"lifetime_s": 1.0, **limited, **fields})
-
-
-def gate_with(permits: float | None = 10.0, **fields: Any) -> Gate:
-    gate = Gate("h", 0.0)
-    gate.accept(0.0, 0.0, leased(permits, **fields))
-    return gate
-
-
-def passed(gate: Gate, now: float = 0.0, rank: int = 2, *, may_probe: bool = True) -> Passage | None:
-    return gate.try_pass(now, rank, ONE, may_probe)
-
-
-def went(gate: Gate, now: float = 0.0) -> list[Any]:
-    """The tokens of all that may go now, in order."""
-    found = []
-    while (one := gate.next(now)) is not None:
-        found.append(one[0].token)
-    return found
-
 
 # Order
 
@@ -255,22 +228,33 @@ def test_a_probe_of_an_earlier_time_of_probing_does_not_go_back() -> None:
 def test_after_the_news_that_it_is_open_nothing_goes() -> None:
     gate = gate_with(10.0, generation=1)
     gate.wait(0.0, 1, ONE, True, "w")
-    assert gate.news(0.0, 1, "open", 2, 3.0, "4 of 4 failed")
+    assert gate.news(0.0, News(1, "open", 2, 3.0, "4 of 4 failed"))
     assert passed(gate, 0.9, rank=0) is None
     assert went(gate, 0.9) == []
     what = gate.hindrance(0.5)
     assert (what.kind, what.text) == ("breaker", "4 of 4 failed")
     assert what.for_s == pytest.approx(2.5)
-    assert not gate.news(0.5, 1, "closed", 1, 0.0, ""), "of an earlier generation"
-    assert not gate.news(0.5, 0, "closed", 9, 0.0, ""), "of an earlier hub"
+    assert not gate.news(0.5, News(1, "closed", 1, 0.0, "")), "of an earlier generation"
+    assert not gate.news(0.5, News(0, "closed", 9, 0.0, "")), "of an earlier hub"
     assert went(gate, 0.9) == []
     gate.accept(0.9, 0.9, leased(1.0, sequence=2, generation=3))
     assert went(gate, 0.9) == ["w"]
 
 
+@pytest.mark.parametrize("state", ["closed", "open"])
+def test_after_the_news_of_a_retry_after_that_is_what_is_waited_for(state: str) -> None:
+    gate = gate_with(10.0, state=state, generation=1)
+    assert gate.news(0.0, News(1, "closed", 2, 3.0, LEFT_ALONE, stopped=True))
+    what = gate.hindrance(0.5)
+    assert (what.kind, what.text) == ("retry_after", LEFT_ALONE)
+    assert what.for_s == pytest.approx(2.5)
+    assert gate.news(0.6, News(1, "open", 3, 4.0, "4 of 4 failed"))
+    assert gate.hindrance(0.6).kind == "breaker"
+
+
 def test_probes_that_were_granted_before_the_news_do_not_go() -> None:
     gate = gate_with(10.0, state="probing", generation=3, probes=4)
-    gate.news(0.0, 1, "open", 4, 2.0, "a probe failed")
+    gate.news(0.0, News(1, "open", 4, 2.0, "a probe failed"))
     assert passed(gate, 0.1) is None
     assert passed(gate, 0.9) is None
 
@@ -282,10 +266,28 @@ def test_who_was_asked_to_stop_stops_at_once_and_a_lease_that_does_not_know_it_d
     gate.accept(0.2, 0.2, leased(10.0, sequence=2))
     assert passed(gate, 0.9) is None
     assert gate.hindrance(0.9).kind == "retry_after"
-    assert gate.report(1.0)[0].stop_s == 0.0, "told already"
-    gate.accept(5.05, 5.05, leased(10.0, sequence=3))
+    assert gate.report(1.0)[0].stop_s == pytest.approx(4.1)
+    gate.accept(1.0, 1.0, leased(10.0, sequence=3))
+    assert gate.report(1.3)[0].stop_s == 0.0, "told already"
+    gate.accept(5.05, 5.05, leased(10.0, sequence=4))
     assert passed(gate, 5.0) is None
     assert passed(gate, 5.2) is not None
+
+
+@pytest.mark.parametrize("heard", ["before the answer", "before and again before the answer", "the report was lost"])
+def test_a_retry_after_is_told_until_a_report_with_it_was_answered(heard: str) -> None:
+    gate = gate_with(10.0)
+    if heard != "before the answer":
+        gate.stop(0.1, 5.0)
+    _, since = gate.report(0.2)
+    if heard == "the report was lost":
+        gate.lost(since)
+    else:
+        gate.stop(0.3, 9.0)
+        gate.accept(0.2, 0.4, leased(10.0, sequence=2))
+    assert gate.report(0.5)[0].stop_s == pytest.approx(4.6 if heard == "the report was lost" else 8.8)
+    gate.accept(0.5, 0.6, leased(10.0, sequence=3))
+    assert gate.report(0.7)[0].stop_s == 0.0
 
 
 # Reports
@@ -303,7 +305,7 @@ def test_outcomes_go_to_the_generation_under_which_the_call_went() -> None:
     report, since = gate.report(0.9)
     assert report.outcomes == [Outcomes(4, succeeded=2, failed=2, slow=1)]
     assert (report.rate_limited, report.abandoned, report.in_flight) == (1, 1, 0)
-    gate.lost(since, report)
+    gate.lost(since)
     again, _ = gate.report(1.0)
     assert again.outcomes == report.outcomes
     assert (again.rate_limited, again.abandoned) == (1, 1)
@@ -320,7 +322,7 @@ def test_of_a_lost_report_what_was_used_less_is_not_told_again_since_it_may_have
     gate.done(0.0, more, "succeeded", {"input_tokens": 40.0, "output_tokens": 30.0})
     report, since = gate.report(0.1)
     assert [deltas for _, deltas in report.settled] == [{"tokens": -40.0}, {"tokens": 20.0}]
-    gate.lost(since, report)
+    gate.lost(since)
     assert [deltas for _, deltas in gate.report(0.2)[0].settled] == [{"tokens": 20.0}]
 
 
@@ -352,45 +354,3 @@ def test_a_call_that_can_never_go_is_known() -> None:
     assert "takes 101 requests" in gate.impossible({"requests": 101.0})
     assert gate.impossible({"requests": 100.0}) == ""
     assert Gate("h", 0.0).impossible({"requests": 1e9}) == ""
-
-
-# Without a hub
-
-
-@given(rate=st.floats(0.2, 50), span_s=st.floats(1, 60), step_s=st.floats(0.01, 2))
-def test_a_safe_share_is_not_exceeded(rate: float, span_s: float, step_s: float) -> None:
-    gate = gate_with(40.0, safe={"requests": rate})
-    now, count = 0.0, 0
-    while passed(gate, now):
-        count += 1
-    assert count == 40
-    count = 0
-    while now < span_s:
-        now += step_s
-        gate.live_safely(now)
-        while passed(gate, now):
-            count += 1
-    assert count <= rate * (now - 1.0 + 0.25) + 1e-6
-    assert gate.is_safe_mode or now < 1
-    if step_s <= 0.25 and span_s > 10 and rate > 1:
-        assert count >= 0.45 * rate * (now - 1.5) - 1
-
-
-def test_who_never_had_a_lease_or_a_share_lives_on_nothing() -> None:
-    gate = Gate("h", 0.0)
-    gate.live_safely(10.0)
-    assert passed(gate, 10.0) is None
-    gate = gate_with(5.0)
-    for now in (1.0, 2.0, 30.0):
-        gate.live_safely(now)
-        assert passed(gate, now) is None
-
-
-def test_an_open_breaker_stays_open_and_places_stay_without_a_hub() -> None:
-    gate = gate_with(5.0, state="open", not_before_s=math.inf, safe={"requests": 9.0})
-    gate.live_safely(9.0)
-    assert passed(gate, 9.0) is None
-    gate = gate_with(None, concurrency=1)
-    gate.live_safely(9.0)
-    assert passed(gate, 9.0) is not None
-    assert passed(gate, 9.1) is None

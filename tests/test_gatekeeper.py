@@ -11,6 +11,7 @@ import pytest
 from actors.gatekeeper import Gatekeeper, Postponed
 from actors.messages import decode_report, encode_message
 from admission.dependency import Breaker, Dependency, Limit, RetryBudget
+from admission.exchange import Lease
 from admission.hub import Hub
 from admission.passage import Passage
 
@@ -141,6 +142,52 @@ async def test_retries_wait_for_the_budget_and_one_that_is_cancelled_gives_its_g
     assert line.hub.budgets.view(asyncio.get_running_loop().time())["t"]["retries"] == 2
 
 
+async def without_talk() -> Gatekeeper:
+    """A gatekeeper that says nothing by itself: what is granted is what the test grants."""
+    keeper, _ = made()
+    await keeper.close()
+    keeper.gate.accept(0.0, 0.0, Lease(1, 1, retries={}))
+    return keeper
+
+
+@pytest.mark.parametrize("how", ["granted", "another helped"])
+async def test_who_is_cancelled_while_a_retry_is_granted_is_cancelled_and_counted_once(how: str) -> None:
+    keeper = await without_talk()
+    waiters = [asyncio.create_task(keeper.retry("t")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiters[0].cancel()  # its future is over, and it has not run yet
+    later = asyncio.create_task(keeper.retry("t"))
+    if how == "granted":
+        keeper._grant_retries(keeper.gate.accept(0.0, 0.0, Lease(1, 2, retries={"t": 1})))
+    else:
+        keeper.retry_helped("t")
+    await asyncio.wait(waiters, timeout=0.05)
+    assert waiters[0].cancelled()
+    assert waiters[1].done()
+    assert not waiters[2].done()
+    report, _ = keeper.gate.report(0.0)
+    assert (report.retries_wanted, report.retries_returned, report.retries) == ({"t": 2}, {}, 1)
+    keeper._grant_retries(keeper.gate.accept(0.0, 0.0, Lease(1, 3, retries={"t": 3})))
+    await asyncio.wait_for(asyncio.gather(waiters[2], later), 5)
+    report, _ = keeper.gate.report(0.0)
+    assert (report.retries_wanted, report.retries_returned) == ({}, {"t": 1})
+
+
+async def test_the_last_who_wants_a_retry_is_cancelled_while_it_is_granted() -> None:
+    keeper = await without_talk()
+    only = asyncio.create_task(keeper.retry("t"))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(keeper.retry("t"))  # it comes before the one that is cancelled has run
+    only.cancel()
+    keeper._grant_retries(keeper.gate.accept(0.0, 0.0, Lease(1, 2, retries={"t": 1})))
+    await asyncio.wait((only,), timeout=5)
+    assert only.cancelled()
+    report, _ = keeper.gate.report(0.0)
+    assert (report.retries_wanted, report.retries_returned) == ({"t": 1}, {"t": 1})
+    keeper._grant_retries(keeper.gate.accept(0.0, 0.0, Lease(1, 3, retries={"t": 1})))
+    await asyncio.wait_for(later, 5)
+
+
 async def test_without_a_hub_a_waiter_is_let_go_by_the_safe_share_or_waits_for_its_bound() -> None:
     keeper, line = made(rate=[Limit("requests", 200, per=1)])
     for _ in range(20):
@@ -156,6 +203,21 @@ async def test_without_a_hub_a_waiter_is_let_go_by_the_safe_share_or_waits_for_i
         await asyncio.wait_for(stranger.passage(2, ONE, True), 0.3)
     assert stranger.hindrance().kind == "hub"
     await stranger.close()
+
+
+async def test_what_operators_have_set_holds_on_hosts_too(caplog: pytest.LogCaptureFixture) -> None:
+    keeper, line = made()
+    keeper.done(await pass_(keeper), "succeeded")
+    changed = Dependency("d", breaker=Breaker(slow_call_s=0.5), maximum_retry_after_s=7)
+    line.hub.redefine(changed, asyncio.get_running_loop().time())
+    await settled(lambda: keeper.dependency == changed)
+    assert keeper.gate.slow_call_s == 0.5
+    line.hub.redefine(Dependency("d", breaker=None), asyncio.get_running_loop().time())
+    await settled(lambda: (keeper.dependency.breaker, keeper.gate.slow_call_s) == (None, None))
+    await keeper.close()
+    keeper._take_over(Lease(1, 1, definition={"name": "d", "of a later version": 1}))
+    assert keeper.dependency.breaker is None
+    assert "of a later version" in caplog.text
 
 
 async def test_closing_gives_all_back_and_leaves_no_task() -> None:

@@ -112,8 +112,25 @@ def test_without_a_ledger_the_rest_is_judged() -> None:
     assert not judge(change_run(dataclasses.replace(good(), ledger=None), indices=())).holds
 
 
+def test_what_people_said_is_part_of_the_history() -> None:
+    facts = change_ledger(change_run(good(), journal=SAID, version=8, fence=3), 1, requests=2)
+    report = judge(facts)
+    assert report.violations == ()
+    unpaid = change_ledger(change_run(good(), journal=(*DENIED, NOT_PAID)), 1, applied=0)
+    assert judge(unpaid).violations == ()
+    unsure = entry("1", Kind.CALL, "pay", Status.FAILED, payload=encode_error("ResultUnknown", "no result", "1"))
+    assert judge(change_run(good(), journal=(*SAID[:-1], unsure))).holds
+    # Two intents explain two requests, and not a third one.
+    assert not judge(change_ledger(facts, 1, requests=3)).holds
+
+
 FAILED_PAY = entry("1", Kind.CALL, "pay", Status.FAILED, payload=encode_error("Rejected", "no", "1"))
 BAD_RESULT = entry("1", Kind.CALL, "pay", Status.FAILED, payload=encode_error("InvalidValue", "odd", "1"))
+
+NOT_PAID = entry("1", Kind.CALL, "pay", Status.FAILED, payload=encode_error("GateTimeout", "late", "1"), attempts=0)
+# What people said of an intent: that it had not happened, and, of the one that followed, that it had.
+DENIED = (*JOURNAL[:2], entry("1", Kind.RESOLUTION, "pay", payload=b'{"applied":false,"by":"ann"}'))
+SAID = (*DENIED, JOURNAL[1], entry("1", Kind.RESOLUTION, "pay", payload=b'{"applied":true,"by":"bob"}'), JOURNAL[2])
 
 BROKEN: list[tuple[str, Callable[[BatchFacts], BatchFacts]]] = [
     ("has not ended: running", lambda f: change_run(f, state=RunState.RUNNING, indices=("owned:h~1",), ended_ms=None)),
@@ -135,6 +152,10 @@ BROKEN: list[tuple[str, Callable[[BatchFacts], BatchFacts]]] = [
     ("fence 2 is too low for 1 migrations", lambda f: change_run(f, fence=2, version=9, migrations=1)),
     ("version 3 is below 4", lambda f: change_run(f, version=3)),
     ("call read is in the journal twice as finished", lambda f: change_run(f, journal=(*JOURNAL, JOURNAL[0]))),
+    ("call pay is in the journal twice as finished", lambda f: change_run(f, journal=(*SAID, SAID[-1]))),
+    ("intent pay is in the journal twice as open", lambda f: change_run(f, journal=(*SAID[:4], *SAID[3:]))),
+    ("effect pay was finished without an intent", lambda f: change_run(f, journal=(*DENIED, SAID[-1]))),
+    ("says that pay never happened; applied 1 times", lambda f: change_run(f, journal=(*DENIED, NOT_PAID))),
     ("intent pay is in the journal twice as open", lambda f: change_run(f, journal=(JOURNAL[1], *JOURNAL))),
     ("effect pay was finished without an intent", lambda f: change_run(f, journal=(JOURNAL[0], JOURNAL[2]))),
     ("finished without an intent", lambda f: change_run(f, journal=(JOURNAL[0], JOURNAL[2], JOURNAL[1]))),

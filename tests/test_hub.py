@@ -7,15 +7,17 @@ import random
 from typing import Any
 
 import pytest
+from hub_talk import Talk, may_go
 from hub_world import Faults, HubWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admission.breaker import BreakerState
-from admission.dependency import Breaker, Dependency, Limit, RetryBudget
-from admission.exchange import Demand, Lease, Outcomes, Report
+from admission.dependency import Breaker, Dependency, Limit, RetryBudget, as_plain
+from admission.exchange import Demand, Outcomes, Report
 from admission.gate import Gate
-from admission.hub import SAFE_SHARE, Hub
+from admission.hub import Hub
+from admission.hub_hosts import SAFE_SHARE
 from admission.hub_record import news, restore, snapshot, view
 
 BUDGET = RetryBudget(ratio=0.1, reserve=2, per_second=0.5)
@@ -25,13 +27,15 @@ DEPENDENCIES = [
     Dependency("d", [Limit("requests", 12, per=12)], breaker=None, retry_budget=BUDGET),
     Dependency("d", [Limit("requests", 300, per=60), Limit("input_tokens", 2000, per=20)], breaker=None),
 ]
-ALL_FAULTS = Faults(0.01, 0.02, 0.05, 0.05, 6, 5, 8, 8, 5)
+ALL_FAULTS = Faults(0.01, 0.02, 0.05, 0.05, 6, 5, 8, 8, 5, 7)
 FAULTS = [
     Faults(lost=0.02, late=0.02, doubled=0.1, undone=0.1),
     Faults(cut_off_every_s=5, undone=0.05),
     Faults(lost=0.01, late=0.01, host_dies_every_s=3),
     Faults(hub_dies_every_s=6),
     Faults(redefined_every_s=1.5),
+    Faults(lost=0.01, late=0.02, renamed_every_s=2, undone=0.05),
+    Faults(cut_off_every_s=5, renamed_every_s=3),
     ALL_FAULTS,
 ]
 
@@ -85,52 +89,6 @@ def test_without_a_hub_all_hosts_together_keep_to_the_safe_share(seed: int) -> N
 
 
 # The talk of one hub and its hosts, word by word
-
-
-class Talk:
-    """Some gates and a hub whose messages all arrive."""
-
-    def __init__(self, dependency: Dependency, hosts: int = 1) -> None:
-        self.now = 0.0
-        self.hub = Hub(dependency, 1, 0.0)
-        self.gates = [Gate(f"h{number}", 0.0) for number in range(hosts)]
-
-    def exchange(self, number: int = 0, *, heard: bool = True) -> Lease:
-        gate = self.gates[number]
-        report, since = gate.report(self.now)
-        lease = self.hub.exchange(self.now, 0.5, report)
-        if heard:
-            gate.accept(self.now, self.now, lease)
-        else:
-            gate.lost(since, report)
-        return lease
-
-    def turn(self, seconds: float = 0.25) -> None:
-        self.now += seconds
-        for number in range(len(self.gates)):
-            self.exchange(number)
-
-    def fail(self, number: int, count: int) -> None:
-        gate = self.gates[number]
-        for _ in range(count):
-            passage = gate.try_pass(self.now, 2, {"requests": 1.0}, True)
-            assert passage is not None
-            gate.done(self.now, passage, "failed")
-
-    def succeed(self, number: int, count: int) -> None:
-        gate = self.gates[number]
-        for _ in range(count):
-            passage = gate.try_pass(self.now, 2, {"requests": 1.0}, True)
-            assert passage is not None
-            gate.done(self.now, passage, "succeeded")
-
-
-def may_go(gate: Gate, now: float) -> bool:
-    passage = gate.try_pass(now, 2, {"requests": 1.0}, True)
-    if passage is not None:
-        gate.undo(passage)
-    return passage is not None
-
 
 BREAKING = Dependency("d", breaker=Breaker(minimum_calls=4, open_s=1, maximum_open_s=4))
 
@@ -299,6 +257,21 @@ def test_a_host_that_says_nothing_is_taken_to_live_on_its_safe_share_at_once() -
     assert talk.hub.limiter.use(talk.now)[0]["used"] >= before + safe * 0.8
 
 
+def test_nobody_waits_for_places_that_a_silent_host_only_wanted() -> None:
+    talk = Talk(Dependency("d", max_concurrency=4), hosts=2)
+    for gate in talk.gates:
+        for _ in range(8):
+            gate.wait(0.0, 2, {"requests": 1.0}, True, None)
+    for _ in range(4):
+        talk.turn()
+    assert [host.places for host in talk.hub.hosts.values()] == [2, 2]
+    talk.hub.hosts["h0"].told = []  # nothing that it might still go by
+    talk.now += 1.9
+    talk.exchange(1)
+    talk.now += 0.25
+    assert talk.exchange(1).concurrency == 4
+
+
 def test_who_leaves_gives_all_back_and_is_forgotten() -> None:
     talk = Talk(Dependency("d", [Limit("requests", 100, per=10)], max_concurrency=3))
     gate = talk.gates[0]
@@ -330,6 +303,15 @@ def test_another_declaration_keeps_the_ledger_and_takes_no_old_permits_back() ->
     assert talk.gates[0].lease.epoch > epoch
 
 
+def test_hosts_are_told_a_declaration_until_they_go_by_it() -> None:
+    talk = Talk(Dependency("d"))
+    assert talk.exchange().definition == as_plain(talk.hub.dependency), "the app's own may be another one"
+    assert talk.exchange().definition is None
+    talk.hub.redefine(Dependency("d", maximum_retry_after_s=7), talk.now)
+    told = [talk.exchange(heard=heard).definition for heard in (False, True, True)]
+    assert told == [as_plain(talk.hub.dependency), as_plain(talk.hub.dependency), None]
+
+
 def test_evidence_of_before_a_transition_says_nothing() -> None:
     hub = Hub(BREAKING, 1, 0.0)
     outcomes: list[Any] = [Outcomes(hub.breaker.generation, failed=4)]
@@ -358,7 +340,7 @@ def test_after_a_restart_no_places_are_given_before_hosts_have_said_what_they_ha
     wish = [Demand(2, 9, {"requests": 1.0}, {"requests": 1.0})]
     assert later.exchange(100.1, 0.5, Report("a", 1, demands=wish)).concurrency == 0
     assert later.exchange(100.2, 0.5, Report("b", 7, epoch=4096, demands=wish, places=2)).concurrency == 2
-    given_to = later.exchange(later.learns_until + 0.3, 0.5, Report("a", 2, epoch=8192, held=1, demands=wish))
+    given_to = later.exchange(later.places.learns_until + 0.3, 0.5, Report("a", 2, epoch=8192, held=1, demands=wish))
     assert given_to.concurrency is not None
     assert 1 <= given_to.concurrency <= 3
 

@@ -71,6 +71,17 @@ def test_what_was_learned_of_one_agent_is_its_own() -> None:
     known.learn(ask, "a", ["x"], {"input_tokens": -5, "output_tokens": -5})  # what a tool says is not always sense
 
 
+def test_of_too_many_the_one_that_is_not_used_any_more_is_forgotten() -> None:
+    known = Reservations()
+    for agent_name in ("busy", "gone"):
+        for _ in range(40):
+            known.learn(ask, agent_name, ["x"], {"output_tokens": 30})
+    for number in range(1500):
+        known.cost(ask, f"passing-{number}", ["x"])
+        assert known.cost(ask, "busy", ["x"])["output_tokens"] <= 60
+    assert known.cost(ask, "gone", ["x"])["output_tokens"] == 500
+
+
 def test_what_a_tool_says_itself_counts() -> None:
     known = Reservations()
     assert known.cost(ask_exactly, "a", ["x", 9]) == {"requests": 1.0, "input_tokens": 2.0, "output_tokens": 9.0}

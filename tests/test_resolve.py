@@ -136,6 +136,20 @@ async def branches(run: Run, letters: list[str]) -> list[str]:
     return list(await asyncio.gather(*(one(letter) for letter in letters)))
 
 
+@agent("ask-in-branches", version="1")
+async def ask_in_branches(run: Run, letters: list[str]) -> list[str]:
+    async def one(letter: str) -> str:
+        await asyncio.sleep(0)
+        return await run.call(send_and_ask, letter)
+
+    return list(await asyncio.gather(*(one(letter) for letter in letters)))
+
+
+@agent("mixed", version="1")
+async def mixed(run: Run, letter: str) -> list[str]:
+    return list(await asyncio.gather(run.call(send, letter), run.call(send_and_ask, letter)))
+
+
 @agent("failing", version="1")
 async def failing(run: Run, letter: str) -> None:
     await run.call(send, letter)
@@ -147,7 +161,7 @@ async def parent(run: Run, letter: str) -> str:
     return await run.spawn(sender, letter)
 
 
-AGENTS = (sender, shredder, asker, keyed, safe, branches, failing, parent)
+AGENTS = (sender, shredder, asker, keyed, safe, branches, ask_in_branches, mixed, failing, parent)
 TOOLS = [send, shred, send_and_ask, send_safely, read]
 
 
@@ -507,7 +521,6 @@ async def test_a_run_whose_deadline_passed_meanwhile_is_cancelled_once_its_effec
 async def test_branches_whose_deadline_passed_meanwhile_are_all_settled(
     deployment: Spine, client: Client, post: Post
 ) -> None:
-    """Replaying them takes several turns of the loop: the code must come to both before it is stopped."""
     record = await unknown(deployment, branches, ["a", "b"], deadline=0.5)
     await asyncio.sleep(max(0.0, (record.deadline_ms or 0) - await deployment.store.server_ms()) / 1000 + 0.01)
     await client.resolve(record.id, "b0.1", applied=True, result="one")
@@ -515,6 +528,39 @@ async def test_branches_whose_deadline_passed_meanwhile_are_all_settled(
     await client.resolve(record.id, "b1.1", applied=True, result="two")
     end = await deployment.end(record.id)
     assert (end.state, sorted(post.undone), post.calls) == (RunState.CANCELLED, ["a", "b"], 2)
+
+
+async def test_to_ask_again_after_the_deadline_asks_all_the_same(
+    deployment: Spine, client: Client, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replaying takes several turns of the loop: the code must come to its open effects before it is stopped."""
+    monkeypatch.setattr("actors.core.effect.RECONCILE_FOR_S", 0.2)
+    post.hidden = True
+    record = await unknown(deployment, ask_in_branches, ["a"], deadline=0.8)
+    await asyncio.sleep(max(0.0, (record.deadline_ms or 0) - await deployment.store.server_ms()) / 1000 + 0.01)
+    post.hidden = False
+    post.sent.append("a")
+    await client.ask_again(record.id, "b0.0")
+    end = await again(deployment, record)
+    assert (end.state, end.reason.partition(";")[0]) == (RunState.CANCELLED, "deadline_exceeded")
+    assert (await effect_of(deployment, record.id, "b0.0")).state == "applied"
+
+
+async def test_a_word_counts_in_a_cancelled_run_that_has_something_else_to_ask(
+    deployment: Spine, client: Client, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.core.effect.RECONCILE_FOR_S", 0.2)
+    post.hidden = True
+    record = await unknown(deployment, mixed)
+    assert len(await client.unknown()) == 2
+    await client.cancel(record.id)
+    post.hidden = False
+    post.sent.append("a")
+    await client.resolve(record.id, "0", applied=True, result="stamp")
+    end = await again(deployment, record)
+    assert (end.state, post.undone) == (RunState.CANCELLED, ["a"])
+    for step in "01":
+        assert (await effect_of(deployment, record.id, step)).state == "applied"
 
 
 async def test_a_word_about_a_step_that_the_code_does_not_ask_for_any_more_is_kept(redis_url: str, post: Post) -> None:

@@ -76,7 +76,7 @@ def test_shares_of_places_are_max_min_fair(total: int, wants: dict[str, int]) ->
 def test_places_are_never_more_than_there_are_nor_than_wanted(total: int, changes: list[dict[str, int]]) -> None:
     turns = Turns()
     for wants in changes:
-        places = turns.places(total, wants, 1.0)
+        places = turns.places(total, wants)
         assert places.keys() == wants.keys()
         assert sum(places.values()) == min(total, sum(wants.values()))
         assert all(0 <= places[host] <= wants[host] for host in wants)
@@ -87,7 +87,7 @@ def test_over_time_everybody_gets_the_share(total: int, wants: dict[str, int]) -
     turns, rounds = Turns(), 200
     given_to = dict.fromkeys(wants, 0)
     for _ in range(rounds):
-        for host, places in turns.places(total, wants, 1.0).items():
+        for host, places in turns.places(total, wants).items():
             given_to[host] += places
     for host, share in whole_shares(total, wants).items():
         assert abs(given_to[host] - rounds * share) <= 2, (host, share)

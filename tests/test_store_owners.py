@@ -313,6 +313,28 @@ async def test_a_lease_is_registered_renewed_and_lost(redis_url: str) -> None:
         assert list(await store.hosts()) == ["h2"]
 
 
+async def test_a_condemned_host_renews_its_lease_no_more(redis_url: str) -> None:
+    async with opened(settings_for(redis_url, lease_s=0.25)) as store:
+        for host in ("h1", "h2"):
+            await store.heartbeat(host, json.dumps({"node": host}))
+        assert not await store.condemn_host("h1", if_expired=True)
+        assert (await store.heartbeat("h1")).standing
+        await asyncio.sleep(0.3)
+        assert (await store.heartbeat("h2")).expired == ("h1",)
+        # Between somebody's look at its lease and the sentence it may have renewed it.
+        assert (await store.heartbeat("h1")).standing
+        assert not await store.condemn_host("h1", if_expired=True)
+        assert await store.condemn_host("h1")
+        assert not (await store.heartbeat("h1")).standing
+        # Whoever has condemned it may die before its runs are taken: for all others its lease has run out.
+        said = await store.heartbeat("h2")
+        assert (said.expired, said.live) == (("h1",), ("h2",))
+        assert await store.condemn_host("h1", if_expired=True)
+        assert await store.condemn_host("nobody", if_expired=True)
+        await store.forget_host("h1")
+        assert (await store.heartbeat("h2")).expired == ()
+
+
 async def test_the_number_of_partitions_is_fixed_at_the_first_start(redis_url: str) -> None:
     settings = settings_for(redis_url, partitions=4)
     async with opened(settings):

@@ -11,7 +11,18 @@ import pytest
 from hosting import Spine, spine, until
 from trail_app import AGENTS, GATE, TOOLS, Hands, held, idle, long, mailing, parent, paying, sleeping, undoing
 
-from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, encode_entry, encode_error
+from actors.journal import (
+    ENTRY_VERSION,
+    Entry,
+    Kind,
+    Status,
+    decode_entry,
+    encode_entry,
+    encode_error,
+    first_link,
+    link_of,
+    seal,
+)
 from actors.receipts import IntentFacts, Receipt, Resolution, encode_facts, encode_receipt
 from cluster.lifecycle import RunState
 from penstock.client import Client
@@ -406,6 +417,38 @@ async def test_an_anchor_that_is_kept_elsewhere(deployment: Spine, client: Clien
     assert broken(found) == [("anchor_not_found", None)]
 
 
+async def test_a_fork_is_told_with_who_made_it_and_proved_against_its_source(
+    deployment: Spine, client: Client, hands: Hands
+) -> None:
+    """Made by hand, as a fork that had been parted at step 2: one entry of its own job's chain, then its own."""
+    await deployment.host()
+    source, run_id = [await deployment.submit(paying, "17") for _ in range(2)]
+    for each in (source, run_id):
+        await deployment.end(each)
+    theirs = hands.journal(source)
+    fork = {
+        "forked_from": source, "forked_at": "1", "forked_by": "kim", "forked_why": "another try",
+        "forked_link": link_of(theirs[0]).hex(), "inherited": 1,
+    }  # fmt: skip
+    job = msgspec.msgpack.encode({"v": 1, "input": "17", **fork})
+    link, entries = first_link(run_id, job), []
+    for raw in [theirs[0], *hands.journal(run_id)[1:]]:
+        entries.append(seal(link, raw))
+        link = link_of(entries[-1])
+    hands.rewrite(run_id, entries)
+    hands.set(run_id, job=job, state="cancelled", end_seal="", head="")
+    trail = await client.trail(run_id, verify=True)
+    forked = row(trail.rows, "forked")
+    assert (forked.by, forked.detail) == ("kim", f"from run {source} at step 1: another try")
+    assert trail.verification is not None
+    assert trail.verification.holds, trail.verification.findings
+    assert trail.verification.notes[-1] == f"forked from run {source}: its first entry is that run's"
+    hands.set_entry(source, 0, theirs[1])
+    assert ("source_differs", None) in broken(await client.verify_trail(run_id))
+    hands.set(source, state="gone")
+    assert "cannot be read any more" in (await client.verify_trail(run_id)).notes[-1]
+
+
 async def test_the_sync_client_has_trails(deployment: Spine) -> None:
     await deployment.host()
     run_id = await deployment.submit(paying, "17")
@@ -466,13 +509,16 @@ def test_what_permitted_and_who_approved_an_intent() -> None:
         ),
         (made(Kind.CALL, Status.OK, b"1", b'{"state":"simulated"}'), "simulated", "tool", "refund"),
         (
-            made(Kind.APPROVAL, Status.OK, b'{"id":"a-9","by":["kim","lee"],"reason":"fine"}'),
+            made(Kind.APPROVAL, Status.OK, b'{"approval":"a-9","approved_by":["kim","lee"],"why":"fine"}'),
             "approved", "kim, lee", "refund; approval a-9; fine",
         ),
-        (made(Kind.APPROVAL, Status.OPEN, b'{"id":"a-9"}'), "approval asked", "", "refund; approval a-9"),
         (
-            made(Kind.APPROVAL, Status.FAILED, encode_error("ApprovalDenied", "too much", "3", "", "kim")),
-            "refused", "kim", "refund; too much",
+            made(Kind.APPROVAL, Status.OPEN, b'{"id":"a-9","terms":{"needed":2},"shown":"[\\"O-1\\"]","rule":"big"}'),
+            "approval asked", "rule big", 'refund; approval a-9; arguments ["O-1"]; 2 people needed',
+        ),
+        (
+            made(Kind.APPROVAL, Status.FAILED, encode_error("Denied", "too much", "3", "approval_denied", "kim")),
+            "refused", "kim", "refund; Denied: too much (kim)",
         ),
         (made(Kind.RESOLUTION, Status.OK, b'{"applied":true,"by":"kim"}'), "resolved", "person kim", "refund: applied"),
         (made(Kind.VALUE, Status.OK, b"0.5"), "value", "", "refund 0.5"),

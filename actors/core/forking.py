@@ -18,6 +18,7 @@ from actors.receipts import decode_intent_facts
 START: Final = "start"
 APPROVAL_SUFFIX: Final = "!approval"
 _SHOWN: Final = 8
+_NO_STEPS: Final = frozenset({Kind.CHECKPOINT.value, Kind.ENDING.value})
 _CLOSING: Final = frozenset({Kind.CALL.value, Kind.CHILD.value})
 
 
@@ -55,10 +56,11 @@ class ForkPoint(NamedTuple):
         return self._replace(archive=tuple(chained[:archived]), journal=tuple(chained[archived:]))
 
 
-def fork_point(archive: Sequence[bytes], journal: Sequence[bytes], at: str) -> ForkPoint:
+def fork_point(source: str, archive: Sequence[bytes], journal: Sequence[bytes], at: str) -> ForkPoint:
     """What a fork at a step begins with.
 
     Args:
+        source: the source's run id; the receipts that a fork inherits name it.
         archive: the source's encoded entries that checkpoints have replaced, oldest first.
         journal: those that came after them.
         at: the path of the step that the fork does not have any more, or :data:`START` for a fork without any past.
@@ -80,8 +82,8 @@ def fork_point(archive: Sequence[bytes], journal: Sequence[bytes], at: str) -> F
     split = max((index for index in kept if before[index].kind == Kind.CHECKPOINT), default=0)
     left_open = [e.step for e in _last_by_step(before) if not _closes(e) and not _is_kept(e, closed)]
     return ForkPoint(
-        tuple(_current(raws[index], before[index]) for index in kept if index < split),
-        tuple(_current(raws[index], before[index]) for index in kept if index >= split),
+        tuple(_inherited(source, raws[index], before[index]) for index in kept if index < split),
+        tuple(_inherited(source, raws[index], before[index]) for index in kept if index >= split),
         tuple(dict.fromkeys(step.removesuffix(APPROVAL_SUFFIX) for step in left_open)),
         link_of(raws[position - 1]) if position else None,
     )
@@ -90,12 +92,12 @@ def fork_point(archive: Sequence[bytes], journal: Sequence[bytes], at: str) -> F
 def _position(entries: list[Entry], at: str) -> int:
     """Where the step's first entry is, or that of its approval."""
     for index, entry in enumerate(entries):
-        if entry.kind != Kind.CHECKPOINT and at in (entry.step, entry.step.removesuffix(APPROVAL_SUFFIX)):
+        if entry.kind not in _NO_STEPS and at in (entry.step, entry.step.removesuffix(APPROVAL_SUFFIX)):
             if at.endswith(APPROVAL_SUFFIX):
                 raise NoForkPoint(f"it is the approval of a step: fork at step {at.removesuffix(APPROVAL_SUFFIX)}")
             return index
-    steps = list(dict.fromkeys(e.step for e in entries if e.kind != Kind.CHECKPOINT))
-    steps = [step for step in steps if not step.endswith(APPROVAL_SUFFIX)]
+    # What has a suffix is none of the agent's own: an approval, the undoing of an effect.
+    steps = list(dict.fromkeys(e.step for e in entries if e.kind not in _NO_STEPS and "!" not in e.step))
     raise NoForkPoint(_no_such_step(at, steps, dropped=bool(entries) and entries[0].kind == Kind.CHECKPOINT))
 
 
@@ -112,7 +114,7 @@ def _no_such_step(at: str, steps: list[str], *, dropped: bool) -> str:
 
 def _last_by_step(entries: Iterable[Entry]) -> list[Entry]:
     """The last entry of each step."""
-    return list({entry.step: entry for entry in entries if entry.kind != Kind.CHECKPOINT}.values())
+    return list({entry.step: entry for entry in entries if entry.kind not in _NO_STEPS}.values())
 
 
 def _closes(entry: Entry) -> bool:
@@ -142,6 +144,16 @@ def _refuse_undone(entries: list[Entry], closed: set[str]) -> None:
             raise NoForkPoint(f"the effect of step {step} was undone later, by step {entry.step}: fork at step {step}")
 
 
-def _current(raw: bytes, entry: Entry) -> bytes:
-    """The entry in a form that can be chained."""
-    return raw if entry.v == ENTRY_VERSION else encode_entry(msgspec.structs.replace(entry, v=ENTRY_VERSION))
+def _inherited(source: str, raw: bytes, entry: Entry) -> bytes:
+    """The entry as a fork has it: its receipt says whose it was first, and it is in a form that can be chained."""
+    facts = _named_receipt(source, entry.facts) if entry.kind == Kind.CALL and entry.facts else entry.facts
+    if entry.v == ENTRY_VERSION and facts is entry.facts:
+        return raw
+    return encode_entry(msgspec.structs.replace(entry, v=ENTRY_VERSION, facts=facts))
+
+
+def _named_receipt(source: str, facts: bytes) -> bytes:
+    receipt = msgspec.json.decode(facts)
+    if not isinstance(receipt, dict) or "state" not in receipt or str(receipt.get("by", "")).startswith("run "):
+        return facts
+    return msgspec.json.encode(receipt | {"by": f"run {source}"})

@@ -26,6 +26,7 @@ class Break(StrEnum):
     OUTCOME = "outcome_changed"
     UNSEALED = "seal_missing"
     ANCHOR = "anchor_not_found"
+    SOURCE = "source_differs"
 
 
 @dataclass(frozen=True)
@@ -88,21 +89,36 @@ class Chain:
         job: its job, as it is stored.
         archive: entries that checkpoints have replaced.
         journal: the others.
-        forked_from: the run that this one is a fork of: its first entries may be copies of that run's.
-        source: that run's chain, where it can still be read.
+        parting: of a fork: where it parted from its source.
     """
 
     run_id: str
     job: bytes
     archive: Sequence[bytes]
     journal: Sequence[bytes]
-    forked_from: str = ""
-    source: "Chain | None" = None
+    parting: "Parting | None" = None
 
     @property
     def entries(self) -> list[bytes]:
         """All of them, oldest first."""
         return [*self.archive, *self.journal]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a fork parted from its source. Its own chain begins at its own job, which says all this but the last.
+
+    Attributes:
+        run_id: the source.
+        link: the source's chain where they parted (hex).
+        inherited: how many of the fork's first entries are the source's, chained anew.
+        source: the source's chain, where it can still be read.
+    """
+
+    run_id: str
+    link: str
+    inherited: int
+    source: Chain | None
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,8 @@ def prove(chain: Chain, anchors: Anchors, kept: str = "") -> Proof:
     links = {walk.start.hex(): -1} | {link_of(raw).hex(): place for place, raw in enumerate(raws)}
     _prove_head(proof, anchors, links, raws, walk.dropped)
     _prove_end(proof, anchors, walk)
+    if chain.parting is not None:
+        _prove_parting(proof, raws, chain.parting)
     if kept:
         _prove_kept(proof, kept, links, anchors, walk.dropped)
     return proof
@@ -158,8 +176,6 @@ class _Walk:
         self.start = first_link(chain.run_id, chain.job)
         self.dropped = ""
         self.unchained = 0
-        self._start_unproved = False
-        self._chain = chain
         self._raws = raws
         self._proof = proof
         # What an entry that is out of its place may be chained to.
@@ -175,8 +191,6 @@ class _Walk:
                 proof.add(Break.CHANGED, place, "?", "this is no journal entry (any more)")
             elif entry.v < _FIRST_CHAINED_VERSION:
                 self._unchained(place, entry)
-            elif place == 0 and self._start_unproved:
-                pass
             elif _fits(link, raw):
                 proof.chained += 1
             else:
@@ -194,8 +208,6 @@ class _Walk:
         first = _decoded(raws[0])
         if first is None or first.v < _FIRST_CHAINED_VERSION or seal(self.start, raws[0]) == raws[0]:
             return self.start
-        if self._chain.forked_from and self._begins_as_copy(raws[0], first):
-            return self.start
         facts = checkpoint_facts(first)
         if facts is not None and not facts.kept:
             self.dropped = first.step
@@ -203,28 +215,6 @@ class _Walk:
             notes.append(f"checkpoint {first.step} has dropped {before} before it: proved from there on")
             self.start = _unhex(facts.after)
         return self.start
-
-    def _begins_as_copy(self, raw: bytes, first: Entry) -> bool:
-        """Whether a fork begins with entries of the run that it was made from, whose chain it goes on with."""
-        source, notes, whose = self._chain.source, self._proof.notes, f"run {self._chain.forked_from}"
-        if source is None:
-            notes.append(f"it begins with entries of {whose}, which cannot be read any more: the first is not proved")
-            self._start_unproved = True
-            return True
-        while source is not None:
-            start = first_link(source.run_id, source.job)
-            if seal(start, raw) == raw:
-                notes.append(f"it begins with entries of run {source.run_id}, from which it was forked")
-                self.start = start
-                return True
-            if raw in source.entries and (facts := checkpoint_facts(first)) is not None:
-                notes.append(
-                    f"it begins with checkpoint {first.step} of run {source.run_id}, which has what was before"
-                )
-                self.start = _unhex(facts.after)
-                return True
-            source = source.source
-        return False
 
     def _unchained(self, place: int, entry: Entry) -> None:
         proof = self._proof
@@ -313,6 +303,50 @@ def _prove_end(proof: Proof, anchors: Anchors, walk: _Walk) -> None:
     if len(head) != CHAIN_BYTES or seal_of_end(head, anchors.ended) != anchors.seal:
         parts = "state, reason, output, error, job, agent, version, batch, custom id or parent"
         proof.add(Break.OUTCOME, None, "", f"the seal of its end does not fit: {parts} (or seal or head) was changed")
+
+
+def _prove_parting(proof: Proof, raws: Sequence[bytes], parting: Parting) -> None:
+    """Whether a fork's first entries are those that its source had there."""
+    source, whose = parting.source, f"run {parting.run_id}"
+    mine = f"its first {_entries(parting.inherited)} are" if parting.inherited > 1 else "its first entry is"
+    mine = f"{mine} that run's" if parting.inherited else "it has nothing of it"
+    if source is None:
+        proof.notes.append(f"forked from {whose}, which cannot be read any more: {mine}, as its job says")
+        return
+    theirs = source.entries
+    links = [first_link(source.run_id, source.job).hex(), *(link_of(raw).hex() for raw in theirs)]
+    if parting.link not in links:
+        first = None if not theirs else _decoded(theirs[0])
+        facts = None if first is None else checkpoint_facts(first)
+        if facts is not None and not facts.kept:
+            proof.notes.append(f"forked from {whose}, which has dropped that past since: {mine}, as its job says")
+        else:
+            text = f"the place where it parted from {whose} is not in that run's chain (any more)"
+            proof.add(Break.SOURCE, None, "", text)
+        return
+    left = [_essence(raw) for raw in theirs[: links.index(parting.link)]]
+    for place, raw in enumerate(raws[: parting.inherited]):
+        essence = _essence(raw)
+        if essence not in left:
+            entry = _decoded(raw)
+            name = "?" if entry is None else _name(entry)
+            proof.add(
+                Break.SOURCE, place, name, f"it is said to be inherited from {whose}, which has no such entry there"
+            )
+            return
+        del left[: left.index(essence) + 1]
+    proof.notes.append(f"forked from {whose}: {mine}")
+
+
+def _essence(raw: bytes) -> tuple[object, ...] | None:
+    """What a fork takes over of an entry unchanged: neither its link, nor whose receipt it was first."""
+    entry = _decoded(raw)
+    if entry is None:
+        return None
+    return (
+        entry.kind, entry.step, entry.name, entry.digest, entry.status, entry.payload, entry.attempts,
+        entry.started_ms, entry.ended_ms,
+    )  # fmt: skip
 
 
 def _prove_kept(proof: Proof, kept: str, links: Mapping[str, int], anchors: Anchors, dropped: str) -> None:

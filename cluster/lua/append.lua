@@ -33,6 +33,8 @@ while i <= #ARGV do
     if length ~= wanted then
       redis.call('RPOP', journal, new)
     else
+      -- From now on it is for a host to end this run: its effects may have to be undone.
+      if intents ~= '0' then redis.call('HSET', base .. 'run:' .. id, 'owes', 1) end
       if finished > 0 then
         count(base .. 'counts', 'steps', finished)
         if rec[3] ~= '' then count(base .. 'batch:' .. rec[3], 'steps', finished) end

@@ -5,7 +5,7 @@
 --   cancel, journal, losses, readonly}, …}; deadline, parent and cancel may be ''. Losses are the hosts that died under
 --   the run since its journal has grown for the last time; readonly is 1 where the run may cause no effects.
 -- Invariant: a run is in one host's owned set, or in none; its fence rises with every claim. A run whose deadline or
---   max_wait has passed ends here instead (a torn one: with its owner). One whose agent or version this host does not
+--   max_wait has passed ends here instead (a torn one, and one with effects: with its owner). One whose agent or version this host does not
 --   serve is set aside with its reason, and comes back to its place in the order as soon as a host claims that serves it.
 local host, limit = ARGV[2], tonumber(ARGV[3])
 if redis.call('ZSCORE', base .. 'dead', host) then return 'FENCED' end
@@ -32,12 +32,12 @@ for i = 1, #popped, 2 do
   local run = base .. 'run:' .. id
   local rec = redis.call('HMGET', run, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations', 'deadline',
     'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence', 'torn',
-    'losses', 'mark', 'inherited', 'readonly')
+    'losses', 'mark', 'inherited', 'readonly', 'owes')
   local version = served[rec[2]]
   local bounded = rec[7] ~= '' or rec[9] ~= ''
   if rec[1] ~= 'queued' then
     -- Only a record that has expired or been removed by hand can be here: it cannot be run.
-  elseif rec[7] ~= '' and tonumber(rec[7]) <= now and not rec[16] then
+  elseif rec[7] ~= '' and tonumber(rec[7]) <= now and not rec[16] and not rec[21] then
     redis.call('ZREM', base .. 'timers', id)
     end_run(id, rec[4], rec[14], rec[12], 'queued', 'cancelled', 'deadline_exceeded', '', '')
   elseif rec[9] ~= '' and not rec[11] and rec[8] + rec[9] <= now then

@@ -10,13 +10,16 @@
 --   'unknown'   another owner does not know whether it was applied
 --   'conflict'  the record is of other arguments
 --   'stale'     this owner has been followed by one with a higher fence
--- Invariant: between two receipts that say "not applied" a record has one owner; a record that is applied stays so.
+-- Invariant: between two receipts that say "not applied" a record has one owner; a record that is applied stays so;
+--   an owner that was followed by a later one begins nothing, also where the later one has said "not applied".
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local rec = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'arguments', 'receipt', 'since')
 local state, owner, void = rec[1], rec[2], ARGV[6]
 local word
-if not state or state == 'not_applied' or (void ~= '' and owner == void and state == 'begun') then
+if state and state ~= 'applied' and owner == ARGV[1] and tonumber(rec[3]) > tonumber(ARGV[2]) then
+  word = 'stale'
+elseif not state or state == 'not_applied' or (void ~= '' and owner == void and state == 'begun') then
   word = 'new'
 elseif rec[4] ~= ARGV[3] then
   word = 'conflict'
@@ -24,8 +27,6 @@ elseif state == 'applied' then
   word = 'done'
 elseif owner ~= ARGV[1] then
   word = state == 'unknown' and 'unknown' or 'busy'
-elseif tonumber(rec[3]) > tonumber(ARGV[2]) then
-  word = 'stale'
 else
   word = 'mine'
 end

@@ -2,16 +2,18 @@
 -- KEYS: the effect's record.
 -- ARGV: owner (run:step), its fence, state ('applied' | 'not_applied' | 'unknown'), receipt, and how long a settled record
 --   is kept (ms).
--- Returns 'OK', or 'stale': the record is another owner's, or a later fence's, and nothing was written.
+-- Returns 'OK', or 'stale': the record is another owner's, or a later fence's, or says already that the effect was
+--   applied and this owner says that it was not, or that it does not know; nothing was written.
 -- Invariant: a record that is applied stays so. An owner that was followed by a later one can still say that the effect
---   was applied, since that is true whoever says it, but not that it was not.
+--   was applied, since that is true whoever says it, but not that it was not. A record's fence never falls.
 local rec = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence')
 local state = ARGV[3]
-if rec[1] == 'applied' and rec[2] == ARGV[1] then return 'OK' end
+if rec[1] == 'applied' and rec[2] == ARGV[1] and state == 'applied' then return 'OK' end
 if not rec[1] or rec[2] ~= ARGV[1] or rec[1] == 'applied' then return 'stale' end
 if tonumber(rec[3]) > tonumber(ARGV[2]) and state ~= 'applied' then return 'stale' end
 local clock = redis.call('TIME')
-redis.call('HSET', KEYS[1], 'state', state, 'receipt', ARGV[4], 'settled',
+local later = tonumber(ARGV[2]) > tonumber(rec[3])
+redis.call('HSET', KEYS[1], 'state', state, 'receipt', ARGV[4], 'fence', later and ARGV[2] or rec[3], 'settled',
   clock[1] * 1000 + math.floor(clock[2] / 1000))
 if state == 'unknown' then
   redis.call('PERSIST', KEYS[1])

@@ -1,6 +1,6 @@
 -- fire: waiting runs whose time has come go back to the queue; runs past their bound end. Old ends leave their index. Children
--- that did not go with their parent in one call go now. Approvals whose time is over are closed. Lineages of which nothing
--- is left are forgotten.
+-- that did not go with their parent in one call go now. Lineages of which nothing is left are forgotten, and approvals
+-- whose time is over are closed.
 -- ARGV: retention; how many at most.
 -- Returns {fired, ms until there is more to do or -1, runs queued or set aside}.
 -- Invariant: a run fires at most once for one parking, whoever calls and how often; a queued run does not outlast its
@@ -9,17 +9,22 @@ local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 
 for _, id in ipairs(due) do
   redis.call('ZREM', base .. 'timers', id)
   local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline', 'started_ms',
-    'version', 'parent')
+    'version', 'parent', 'owes')
   local state, late = rec[1], rec[4] and rec[4] ~= '' and tonumber(rec[4]) <= now
   if state == 'waiting' then
     redis.call('ZREM', base .. 'waiting', id)
-    if late then
+    if late and rec[8] then
+      -- Only a host can undo its effects.
+      redis.call('HSET', base .. 'run:' .. id, 'cancel', 'deadline_exceeded')
+      go(id, rec[2], rec[6], 'waiting', 'queued', 'reason', 'deadline_exceeded')
+      enqueue(id, rec[3])
+    elseif late then
       end_run(id, rec[2], rec[6], rec[7], 'waiting', 'cancelled', 'deadline_exceeded', '', '')
     else
       go(id, rec[2], rec[6], 'waiting', 'queued', 'reason', 'timer due')
       enqueue(id, rec[3], rec[4])
     end
-  elseif state == 'queued' and (late or not rec[5]) then
+  elseif state == 'queued' and not rec[8] and (late or not rec[5]) then
     unqueue(id)
     if late then
       end_run(id, rec[2], rec[6], rec[7], 'queued', 'cancelled', 'deadline_exceeded', '', '')

@@ -174,7 +174,7 @@ end
 -- Cancels a run, and its children after it, so that they do not wake a parent that ends; cancel.lua has the words.
 cancel_run = function(id, reason)
   local run = base .. 'run:' .. id
-  local rec = redis.call('HMGET', run, 'state', 'batch', 'host', 'torn', 'version', 'parent')
+  local rec = redis.call('HMGET', run, 'state', 'batch', 'host', 'torn', 'version', 'parent', 'owes')
   local state, answer = rec[1], nil
   if not state then
     answer = 'missing'
@@ -184,9 +184,10 @@ cancel_run = function(id, reason)
     -- Its effect has to be settled first; then its host ends it.
     redis.call('HSET', run, 'cancel', reason)
     answer = 'unknown'
-  elseif state == 'running' or rec[4] then
+  elseif state == 'running' or rec[4] or rec[7] then
     redis.call('HSET', run, 'cancel', reason)
     if state == 'running' then redis.call('PUBLISH', name .. ':host:' .. rec[3], 'cancel ' .. id) end
+    if state == 'waiting' then poke(id, reason) end
     answer = 'asked'
   else
     unqueue(id)

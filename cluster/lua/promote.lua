@@ -39,12 +39,39 @@ local function mark(top, marks)
   end
 end
 
+-- Bytes of a MessagePack value's length, or of itself: the server's own cmsgpack reads no binary values.
+local LENGTHS = {[0xc4] = 1, [0xc5] = 2, [0xc6] = 4, [0xd9] = 1, [0xda] = 2, [0xdb] = 4}
+local NUMBERS = {[0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8, [0xd0] = 1, [0xd1] = 2, [0xd2] = 4, [0xd3] = 8}
+
+-- The value at a place, where it is a text, and the place after it; nil for what no journal entry has.
+local function read(raw, at)
+  local first = string.byte(raw, at)
+  if not first then return nil end
+  if first < 0x80 or first >= 0xe0 then return '', at + 1 end
+  if NUMBERS[first] then return '', at + 1 + NUMBERS[first] end
+  local length, start = first - 0xa0, at + 1
+  if LENGTHS[first] then
+    length = 0
+    for place = at + 1, at + LENGTHS[first] do length = length * 256 + string.byte(raw, place) end
+    start = at + 1 + LENGTHS[first]
+  elseif first < 0xa0 or first > 0xbf then
+    return nil
+  end
+  return string.sub(raw, start, start + length - 1), start + length
+end
+
+-- What a run's entries say: kind, step, status and facts of each (actors/journal.py).
 local function entries(each, list)
   local found = {}
   for _, raw in ipairs(redis.call('LRANGE', base .. list .. each, 0, -1)) do
-    local read, entry = pcall(cmsgpack.unpack, raw)
-    if read and type(entry) == 'table' then
-      found[#found + 1] = {kind = entry[2], step = entry[3], status = entry[6], facts = entry[11] or ''}
+    local values, at = {}, 2
+    for field = 1, math.min(string.byte(raw) - 0x90, 11) do
+      local value, after = read(raw, at)
+      if not after then break end
+      values[field], at = value, after
+    end
+    if values[6] then
+      found[#found + 1] = {kind = values[2], step = values[3], status = values[6], facts = values[11] or ''}
     end
   end
   return found

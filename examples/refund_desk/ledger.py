@@ -30,6 +30,12 @@ CREATE TABLE IF NOT EXISTS refunds (
 CREATE TABLE IF NOT EXISTS answers (
     idempotency_key TEXT PRIMARY KEY, ticket_id TEXT NOT NULL, amount_cents INTEGER NOT NULL,
     body_digest BLOB NOT NULL, response BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS payments (
+    service TEXT NOT NULL, action TEXT NOT NULL, idempotency_key TEXT NOT NULL, reference TEXT NOT NULL,
+    body_digest BLOB NOT NULL, response BLOB NOT NULL, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS payments_by_action ON payments (action);
+CREATE INDEX IF NOT EXISTS payments_by_key ON payments (service, idempotency_key);
+CREATE INDEX IF NOT EXISTS payments_by_reference ON payments (service, reference);
 """
 
 FIND = {
@@ -57,6 +63,12 @@ GROUP BY endpoint
 """
 
 
+FIND_PAYMENT = "SELECT body_digest, response FROM payments WHERE service = ? AND idempotency_key = ?"
+PAY = "INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?)"
+ASK_PAYMENT = "SELECT response FROM payments WHERE service = ? AND reference = ? ORDER BY rowid LIMIT 1"
+ACTIONS = "SELECT action, count(*) FROM payments WHERE action > ? GROUP BY action ORDER BY action LIMIT ?"
+
+
 class Outcome(StrEnum):
     """What the ledger says about one request."""
 
@@ -79,6 +91,17 @@ class Effect(NamedTuple):
     idempotency_key: str
     about: str
     amount_cents: int
+    body_digest: bytes
+    response: bytes
+
+
+class PaymentRow(NamedTuple):
+    """A payment that is to be made; `action` is what should happen once."""
+
+    service: str
+    action: str
+    idempotency_key: str
+    reference: str
     body_digest: bytes
     response: bytes
 
@@ -122,6 +145,35 @@ class KeyPage(BaseModel):
     next: str | None
 
 
+class ActionHistory(BaseModel):
+    """How often one action was applied."""
+
+    action: str
+    applied: int
+
+
+class ActionPage(BaseModel):
+    """Some actions in their order, and the `after` that asks for the next ones (None at the end)."""
+
+    actions: list[ActionHistory]
+    next: str | None
+
+
+class Seen(BaseModel):
+    """What the world has seen of an action since it was started: requests that came, were carried out, are over."""
+
+    received: int = 0
+    carried_out: int = 0
+    over: int = 0
+
+
+class Witness(BaseModel):
+    """What there is to say of one action, to those who judge."""
+
+    seen: Seen
+    applied: int = Field(description="how often it was applied, by the ledger")
+
+
 class Ledger:
     """The writing side; belongs to one event loop and its thread."""
 
@@ -150,6 +202,18 @@ class Ledger:
         if found[0] != effect.body_digest:
             return Applied(Outcome.CONFLICT, b"")
         return Applied(Outcome.REPLAYED, found[1])
+
+    def pay(self, row: PaymentRow, *, once_per_key: bool) -> Applied:
+        """Make a payment, again unless its key is to be honoured. It is durable after `committed()`."""
+        self._begin()
+        found = None
+        if once_per_key:
+            found = self._database.execute(FIND_PAYMENT, (row.service, row.idempotency_key)).fetchone()
+        if found is None:
+            self._database.execute(PAY, (*row, time.time()))
+            return Applied(Outcome.APPLIED, row.response)
+        same = found[0] == row.body_digest
+        return Applied(Outcome.REPLAYED, found[1]) if same else Applied(Outcome.CONFLICT, b"")
 
     async def committed(self) -> None:
         """Wait until all that was written so far is committed; raises sqlite3.Error if it could not be."""
@@ -236,3 +300,24 @@ def read_keys(path: Path, after: str, limit: int) -> KeyPage:
     ]
     following = f"{keys[-1].endpoint}:{keys[-1].idempotency_key}" if len(keys) == limit else None
     return KeyPage(keys=keys, next=following)
+
+
+def read_payment(path: Path, service: str, reference: str) -> bytes | None:
+    """The answer of the first payment with a reference at a service."""
+    with _reading(path) as database:
+        found = database.execute(ASK_PAYMENT, (service, reference)).fetchone()
+    return None if found is None else bytes(found[0])
+
+
+def read_applied(path: Path, action: str) -> int:
+    """How often an action was applied."""
+    with _reading(path) as database:
+        return int(database.execute("SELECT count(*) FROM payments WHERE action = ?", (action,)).fetchone()[0])
+
+
+def read_actions(path: Path, after: str, limit: int) -> ActionPage:
+    """Up to `limit` actions that come after `after`, which is empty or the `next` of the page before."""
+    with _reading(path) as database:
+        rows = database.execute(ACTIONS, (after, limit)).fetchall()
+    actions = [ActionHistory(action=action, applied=applied) for action, applied in rows]
+    return ActionPage(actions=actions, next=actions[-1].action if len(actions) == limit else None)

@@ -78,3 +78,19 @@ class Answer(AnswerRequest):
     """An answer that the ticket service wrote; the output of the agent."""
 
     answer_id: str
+
+
+class PaymentRequest(Record):
+    """What is sent to a payment service. `action` is what is to happen once, whoever asks for it and how often."""
+
+    action: str = Field(min_length=1, max_length=100)
+    amount_cents: Annotated[int, Field(gt=0, le=100_000_000)]
+    reference: str = Field(default="", max_length=255)
+
+
+class Payment(Record):
+    """A payment that was made."""
+
+    payment_id: str
+    action: str
+    amount_cents: Cents

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 
-from refund_desk.ledger import KeyHistory, KeyPage, Totals
+from refund_desk.ledger import ActionHistory, ActionPage, KeyHistory, KeyPage, Totals, Witness
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 30.0
@@ -75,6 +75,25 @@ class RunningWorld:
             response = self.http.get("/ledger/keys", params={"after": after, "limit": page_size})
             page = KeyPage.model_validate_json(response.raise_for_status().content)
             yield from page.keys
+            after = page.next
+
+    def order(self, action: str, *conducts: Mapping[str, float | str]) -> None:
+        """Say what becomes of the next payments for an action, as in `{"hold_ms": 500, "closes": "before"}`."""
+        self.http.put(f"/payments/conduct/{action}", json=list(conducts)).raise_for_status()
+
+    def witness(self, action: str, *, quiet_s: float = 0.0) -> Witness:
+        """What there is to say of an action, once nothing of it is under way or the time is over."""
+        asked = {"quiet": quiet_s > 0, "wait_s": quiet_s}
+        response = self.http.get(f"/payments/actions/{action}", params=asked, timeout=quiet_s + 10)
+        return Witness.model_validate_json(response.raise_for_status().content)
+
+    def actions(self, page_size: int = 10_000) -> Iterator[ActionHistory]:
+        """How often each action was applied."""
+        after: str | None = ""
+        while after is not None:
+            response = self.http.get("/ledger/actions", params={"after": after, "limit": page_size})
+            page = ActionPage.model_validate_json(response.raise_for_status().content)
+            yield from page.actions
             after = page.next
 
     def stop(self) -> int:

@@ -27,6 +27,7 @@ from refund_desk.chat import ChatRequest, complete, digest_of
 from refund_desk.faults import Dice, Endpoint, Fate, Faults, Switches
 from refund_desk.ledger import Effect, KeyPage, Ledger, Outcome, Totals, read_keys, read_totals
 from refund_desk.models import Answer, AnswerRequest, Order, OrderId, OrderStatus, Refund, RefundRequest
+from refund_desk.payments import Payments
 from refund_desk.serving import NoAnswer, Protocol, Server, die_with_parent, write_atomically
 
 HOST = "127.0.0.1"
@@ -250,6 +251,7 @@ def create_app(world: World) -> FastAPI:
     app.add_api_route("/faults", world.put_faults, methods=["PUT"])
     app.add_api_route("/ledger", world.get_ledger, methods=["GET"])
     app.add_api_route("/ledger/keys", world.get_keys, methods=["GET"])
+    Payments(world.ledger).add_to(app)
     return app
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from admission.dependency import Dependency
-from admission.exchange import RANKS, Lease
+from admission.exchange import ANSWER_WITHIN_S, RANKS, Lease
 from admission.gate import Gate
-from admission.hub import ANSWER_WITHIN_S, Hub
+from admission.hub import Hub
 from admission.hub_record import restore, snapshot
 from admission.passage import Passage
 
@@ -30,6 +30,7 @@ class Faults:
     hub_dies_every_s: float = 0.0
     longest_cut_s: float = 8.0
     redefined_every_s: float = 0.0
+    renamed_every_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -80,6 +81,7 @@ class HubWorld:
         self._every(faults.host_dies_every_s, self._host_dies)
         self._every(faults.hub_dies_every_s, self._hub_dies)
         self._every(faults.redefined_every_s, self._redefine)
+        self._every(faults.renamed_every_s, self._rename)
         self.at(0.2, self._keep)
 
     # Time
@@ -184,7 +186,7 @@ class HubWorld:
         def over() -> None:
             if not answered[0] and host.alive:
                 answered[0] = True
-                gate.lost(since, report)
+                gate.lost(since)
                 gate.live_safely(self.now)
                 self._let_go(host)
                 self.at(0.1, lambda: self._send(host))
@@ -223,7 +225,17 @@ class HubWorld:
         name = self.rng.choice([name for name, host in self.hosts.items() if host.alive])
         self.hosts[name].alive = False
         self._new_host()
+        self._bury_later(self.hosts[name].gate.host)
 
+    def _rename(self) -> None:
+        """A host that was taken for dead lives on under another name."""
+        gate = self.rng.choice([host for host in self.hosts.values() if host.alive]).gate
+        self._numbers += 1
+        former = gate.host
+        gate.rename(f"h{self._numbers}")
+        self._bury_later(former)
+
+    def _bury_later(self, name: str) -> None:
         def bury() -> None:
             if self.hub is not None and name in self.hub.hosts:
                 self.hub.bury(self.now, name)

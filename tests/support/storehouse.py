@@ -24,7 +24,9 @@ SERVED = ("echo", "1")
 _ENDS = {state.value for state in TERMINAL}
 _ENDED = {f"ended:{state}" for state in _ENDS}
 _OF_APPROVALS = {"approvals", "decided"}
-_PLAIN = {"queue", "unserved", "needs", "waiting", "timers", "unknown", "dead", "counts"} | _ENDED | _OF_APPROVALS
+_PLAIN = {
+    "queue", "unserved", "needs", "waiting", "timers", "unknown", "dead", "counts", "lineages", *_ENDED, *_OF_APPROVALS,
+}  # fmt: skip
 
 
 def settings_for(url: str, *, partitions: int = 1, **more: Any) -> Settings:
@@ -170,6 +172,7 @@ class Audit:
         url = store.settings.redis_url.get_secret_value()
         self.runs: dict[str, dict[str, str]] = {}
         self.approvals: dict[str, dict[str, str]] = {}
+        self.holders: dict[str, dict[str, str]] = {}
         self.sorted: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
         self.sets: dict[str, dict[str, set[str]]] = defaultdict(dict)
         self.counts: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
@@ -196,6 +199,8 @@ class Audit:
                 self.runs[what.removeprefix("run:")] = {
                     name: value.decode(errors="replace") for name, value in fields.items()
                 }
+            elif what.startswith("holders:"):
+                self.holders[what.removeprefix("holders:")] = {name: value.decode() for name, value in fields.items()}
             else:
                 assert what == "counts" or what.startswith("batch:"), key
                 self.counts[partition][what] = {name: int(value) for name, value in fields.items()}
@@ -203,12 +208,12 @@ class Audit:
             assert what in _PLAIN or what.startswith(("aside:", "decided:")), key
             self.sorted[partition][what] = {m.decode(): s for m, s in client.zrange(key, 0, -1, withscores=True)}
         elif kind == b"set":
-            assert what == "needs" or what.startswith(("owned:", "children:", "approvals:")), key
+            assert what == "needs" or what.startswith(("owned:", "children:", "approvals:", "branches:")), key
             self.sets[partition][what] = {member.decode() for member in client.smembers(key)}
         elif kind == b"list":
             assert (
                 what == "doomed"
-                or what.startswith("journal:")
+                or what.startswith(("journal:", "archive:", "promotions:"))
                 or (what.startswith("batch:") and what.endswith(":runs"))
             ), key
             self.lists[partition][what] = client.lrange(key, 0, -1)
@@ -218,7 +223,11 @@ class Audit:
         partition = run_id[:2]
         found = {name for name, members in self.sorted[partition].items() if run_id in members}
         found |= {name for name, members in self.sets[partition].items() if run_id in members}
-        return {name for name in found if name != "timers" and not name.startswith(("children:", "approvals:"))}
+        return {
+            name
+            for name in found
+            if name not in ("timers", "lineages") and not name.startswith(("children:", "approvals:", "branches:"))
+        }
 
     def journal(self, run_id: str) -> list[bytes]:
         return self.lists[run_id[:2]].get(f"journal:{run_id}", [])
@@ -235,6 +244,7 @@ class Audit:
             self._check_approval(approval_id, approval)
         self._check_members()
         self._check_counts()
+        self._check_lineages()
         for partition, members in self.sets.items():
             aside = {n.removeprefix("aside:") for n in self.sorted[partition] if n.startswith("aside:")}
             assert members.get("needs", set()) == aside, (partition, members.get("needs"), aside)
@@ -294,8 +304,18 @@ class Audit:
         """No index names a run that is not there."""
         for indices in self.sorted.values():
             for name, members in indices.items():
-                if name not in {"dead", *_ENDED, *_OF_APPROVALS} and not name.startswith("decided:"):
+                if name not in {"dead", "lineages", *_ENDED, *_OF_APPROVALS} and not name.startswith("decided:"):
                     assert members.keys() <= self.runs.keys(), (name, members)
+
+    def lineage(self, run_id: str) -> str:
+        """The run it descends from, and the steps of child runs from there to it."""
+        run = self.runs[run_id]
+        return run.get("lineage") or (run["custom_id"] if "parent" in run else run_id)
+
+    def _check_lineages(self) -> None:
+        """Of all runs with one lineage at most one may cause effects."""
+        entitled = Counter(self.lineage(run_id) for run_id, run in self.runs.items() if "readonly" not in run)
+        assert not (twice := {lineage for lineage, runs in entitled.items() if runs > 1}), twice
 
     def _check_counts(self) -> None:
         wanted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
