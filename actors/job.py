@@ -123,7 +123,13 @@ def run_id_of(job: Job, batch: str, partitions: int, *, simulated: bool = False)
 
 
 def new_run(
-    job: Job, batch: str, partitions: int, by: str = "", *, simulation: Simulation | None = None, version: str = ""
+    job: Job,
+    batch: str,
+    partitions: int,
+    by: str = "",
+    *,
+    simulation: Simulation | None = None,
+    version: str = "",
 ) -> NewRun:
     """What the store is asked to make of a validated job.
 
@@ -158,8 +164,8 @@ def new_run(
 
 
 def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str, version: str = "") -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter, and
-    is simulated when its parent is.
+    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter, and is
+    simulated when its parent is.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
     ``version`` is the agent's version that it is pinned to; '' for the one that claims it first.

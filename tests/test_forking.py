@@ -56,7 +56,15 @@ def test_timers_and_values_are_kept_though_nothing_closes_them() -> None:
     assert point.left_open == ()
 
 
-@pytest.mark.parametrize("status", [Status.OPEN, Status.OK, Status.FAILED])
+def test_a_denial_is_part_of_the_past() -> None:
+    asked, denied = entry(Kind.APPROVAL, "1!approval", Status.OPEN), entry(Kind.APPROVAL, "1!approval", Status.FAILED)
+    journal = [call("0"), asked, denied, call("2"), call("3")]
+    assert kept(journal, "3") == ["0", "1!approval", "2"]
+    assert fork_point(SOURCE, [], journal, "3").left_open == ()
+    assert kept(journal, "1") == ["0"]
+
+
+@pytest.mark.parametrize("status", [Status.OPEN, Status.OK])
 def test_an_approval_is_kept_only_with_the_action_that_used_it(status: Status) -> None:
     approval = entry(Kind.APPROVAL, "1!approval", status)
     journal = [call("0"), approval, call("b0.0"), *effect("1"), call("2")]
@@ -97,7 +105,7 @@ def test_steps_that_are_not_there_are_told_with_those_that_are() -> None:
     journal = [call("0"), call("b0.0"), call("b0.1"), call("1")]
     with pytest.raises(NoForkPoint, match=r"no step 'b0\.7'.*did you mean b0\.[01]"):
         fork_point(SOURCE, [], journal, "b0.7")
-    with pytest.raises(NoForkPoint, match="it has 0, b0.0, b0.1, 1, and 'start'"):
+    with pytest.raises(NoForkPoint, match=r"it has 0, b0\.0, b0\.1, 1, and 'start'"):
         fork_point(SOURCE, [], journal, "zzzzzzzz")
     with pytest.raises(NoForkPoint, match="steps before its last checkpoint are not kept"):
         fork_point(SOURCE, [], [entry(Kind.CHECKPOINT, "1"), call("c1.0")], "0")
