@@ -8,6 +8,7 @@ Environment:
     OPENAI_BASE_URL          where the model is; default: the world's own
     OPENAI_API_KEY           its key; the world needs none
     REFUND_DESK_MODEL        its name
+    REFUND_DESK_SEED         "ticket" (default): the model decides alike about the same ticket; "run": each run anew
     REFUND_DESK_CONNECTIONS  connections per process at most; default 64
 """
 
@@ -124,6 +125,8 @@ async def get_order(call: ToolCall, order_id: str) -> Order:
 async def decide(call: ToolCall, ticket: Ticket, order: Order) -> Decision:
     """Ask the model what to do about a ticket."""
     client = await connections().model()
+    # Models that are paid for decide anew each time; evaluations want to see that.
+    about = call.run_id if os.environ.get("REFUND_DESK_SEED") == "run" else ticket.ticket_id
     question = json.dumps({"ticket": ticket.model_dump(), "order": order.model_dump(mode="json")})
     answer = await completion(
         call,
@@ -132,7 +135,7 @@ async def decide(call: ToolCall, ticket: Ticket, order: Order) -> Decision:
         messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}],
         response_format={"type": "json_object"},
         max_completion_tokens=LONGEST_DECISION,
-        seed=int.from_bytes(hashlib.blake2b(ticket.ticket_id.encode(), digest_size=4).digest()),
+        seed=int.from_bytes(hashlib.blake2b(about.encode(), digest_size=4).digest()),
     )
     content = answer.choices[0].message.content if answer.choices else None
     try:

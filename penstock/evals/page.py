@@ -29,7 +29,7 @@ def page(found: Evaluation) -> str:
         _curve(found),
         *(_differences(found) if other is not None else ()),
         "<h2>Jobs</h2>",
-        _jobs(ours, other),
+        _jobs(ours),
         *_wrong(ours),
         "<h2>Ways that runs take</h2>",
         "<p>Steps that runs share are in one box; they part where it branches. "
@@ -105,10 +105,12 @@ def _curve(found: Evaluation) -> str:
     threshold = found.spec.threshold
     limit = (threshold.k, threshold.at_least) if threshold else None
     picture = pictures.curve(found.ours, found.other, limit)
+    jobs = pictures.rates(found.ours.jobs[:_ROWS], () if found.other is None else found.other.jobs)
     return (
-        "<h2>pass^k</h2><p>The chance that k runs of a job all pass, the mean over the jobs "
-        "(unbiased: C(passed, k) / C(runs, k), as in τ-bench, arXiv 2406.12045).</p>"
-        f'<div class="wide">{picture}{_key(found)}</div>'
+        "<h2>How often they pass</h2><p>Left: pass^k, the chance that k runs of a job all pass, the mean over the jobs "
+        "(unbiased: C(passed, k) / C(runs, k), as in τ-bench, arXiv 2406.12045). Right: each job's pass rate with its "
+        "95 % interval (Wilson).</p>"
+        f'<div class="beside"><div class="wide">{picture}{_key(found)}</div><div class="wide">{jobs}</div></div>'
     )
 
 
@@ -139,7 +141,7 @@ def _differences(found: Evaluation) -> Iterable[str]:
     )
 
 
-def _jobs(ours: VersionReport, other: VersionReport | None) -> str:
+def _jobs(ours: VersionReport) -> str:
     rows = (
         [
             job.job,
@@ -156,10 +158,8 @@ def _jobs(ours: VersionReport, other: VersionReport | None) -> str:
         for job in ours.jobs[:_ROWS]
     )
     columns = ("job", "passed", "95 %", "agree", "answers", "ways", "steps", "attempts", "seconds", "ended as")
-    picture = pictures.rates(ours.jobs[:_ROWS], () if other is None else other.jobs)
-    shown = f'<div class="wide">{picture}</div>' + _table(columns, rows, range(1, 9))
     left = len(ours.jobs) - _ROWS
-    return shown + (f'<p class="faint">… and {left} more</p>' if left > 0 else "")
+    return _table(columns, rows, range(1, 9)) + (f'<p class="faint">… and {left} more</p>' if left > 0 else "")
 
 
 def _wrong(ours: VersionReport) -> Iterable[str]:

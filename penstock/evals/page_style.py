@@ -22,6 +22,8 @@ p { margin: 4px 0 10px; max-width: 78ch; } .faint { color: var(--faint); }
 .facts span { color: var(--faint); font-size: 13px; }
 .wide { overflow-x: auto; background: var(--card); border: 1px solid var(--edge); border-radius: 8px;
   padding: 10px 12px; }
+.beside { display: flex; flex-wrap: wrap; gap: 14px; align-items: stretch; margin-bottom: 14px; }
+.wide + .wide { margin-top: 14px; } .beside .wide { margin: 0; flex: 1 1 auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--faint); font-size: 13px; }
 th, td { padding: 5px 12px 5px 0; vertical-align: top; border-bottom: 1px solid var(--edge); }

@@ -10,12 +10,12 @@ from penstock.evals.paths import Way
 
 _LINE: Final = 16
 _NAMES_SHOWN: Final = 6
-_LETTERS_SHOWN: Final = 22
-_BOX_WIDTH: Final = 178
+_LETTERS_SHOWN: Final = 25
+_BOX_WIDTH: Final = 204
 _GAP_X: Final = 64
 _GAP_Y: Final = 14
-_CURVE_WIDTH, _CURVE_HEIGHT = 560, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 34
+_CURVE_WIDTH, _CURVE_HEIGHT = 500, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 44
 
 
 def text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
@@ -51,8 +51,8 @@ def curve(ours: VersionReport, other: VersionReport | None, threshold: tuple[int
         parts.append(f'<line {ends} y1="{y(share):g}" y2="{y(share):g}" class="grid"/>')
         parts.append(text(_LEFT - 8, y(share) + 4, f"{share:.0%}", "small", "end"))
     for k in _ticks(most):
-        parts.append(text(x(k), _CURVE_HEIGHT - 14, str(k), "small", "middle"))
-    parts.append(text(_CURVE_WIDTH - _RIGHT, _CURVE_HEIGHT - 1, "k, runs that must all pass", "small", "end"))
+        parts.append(text(x(k), _CURVE_HEIGHT - 26, str(k), "small", "middle"))
+    parts.append(text(_CURVE_WIDTH - _RIGHT, _CURVE_HEIGHT - 6, "k, runs that must all pass", "small", "end"))
     if threshold is not None:
         k, share = threshold
         parts.append(
@@ -78,7 +78,7 @@ def _ticks(most: int) -> list[int]:
 def rates(ours: Sequence[JobReport], other: Sequence[JobReport]) -> str:
     """Each job's pass rate with its 95 % interval."""
     theirs = {job.job: job for job in other}
-    row, label, across = 26, 210, 360
+    row, label, across = 26, 170, 290
     width, height = label + across + 70, row * len(ours) + 40
 
     def x(share: float) -> float:
@@ -91,7 +91,7 @@ def rates(ours: Sequence[JobReport], other: Sequence[JobReport]) -> str:
     ]
     for place, job in enumerate(ours):
         middle = 6 + row * place + row / 2
-        parts.append(text(label - 12, middle + 4, _cut(job.job, 28), "", "end"))
+        parts.append(text(label - 12, middle + 4, _cut(job.job, 21), "", "end"))
         if job.job in theirs:
             parts.append(_interval(theirs[job.job], x, middle + 5, "theirs"))
         parts.append(_interval(job, x, middle - (3 if job.job in theirs else 0), "ours"))
