@@ -15,7 +15,19 @@ from actors.receipts import decode_intent_facts, decode_receipt
 from actors.simulation import Fault, FaultKind, Simulation
 from cluster.keys import partition_of
 from cluster.lifecycle import RunState
-from penstock import Applied, Client, NotPermitted, RetryPolicy, Risk, Run, ToolCall, agent, invariant, tool
+from penstock import (
+    Applied,
+    ApprovalDenied,
+    Client,
+    NotPermitted,
+    RetryPolicy,
+    Risk,
+    Run,
+    ToolCall,
+    agent,
+    invariant,
+    tool,
+)
 from penstock.errors import WaitTimedOut
 from penstock.evals.running import Evaluation, evaluate
 from penstock.evals.serving import EvalError
@@ -282,6 +294,32 @@ async def test_a_simulated_run_whose_host_dies_is_pretended_on(redis_url: str) -
         assert output(lingering, await deployment.end(run_id)) == "done"
         intents = [entry for entry in await deployment.journal(run_id) if entry.kind == Kind.INTENT]
         assert len(intents) == 1
+
+
+@agent("asker", version="1")
+async def asker(run: Run, _: str) -> str:
+    """Wants to do what people have to approve."""
+    try:
+        return await run.call(wire, 5)
+    except ApprovalDenied as denied:
+        return f"denied by {denied.ended_by}"
+
+
+@tool(risk=Risk.IRREVERSIBLE, needs_approval=True, simulate=lambda call, cents: f"pretended {cents}")
+async def wire(call: ToolCall, cents: int) -> str:
+    REAL.append(("wire", cents))
+    return "gone"
+
+
+@pytest.mark.parametrize(("answer", "said"), [("approve", '"pretended 5"'), ("deny", '"denied by simulated approver"')])
+async def test_approvals_are_answered_as_the_specification_says(redis_url: str, answer: str, said: str) -> None:
+    async with spine(redis_url, asker, tools=[wire]) as deployment:
+        await deployment.host()
+        what = spec("asker", "x", approvals=answer, invariants=["one_effect_per_key", "no_write_without_grant"])
+        found = await evaluated(deployment, what)
+        assert found.holds
+        assert [(each.answer, each.runs) for each in found.ours.jobs[0].answers] == [(said, 6)]
+        assert REAL == []
 
 
 # Evaluations
