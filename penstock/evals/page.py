@@ -30,7 +30,7 @@ def page(found: Evaluation) -> str:
         *(_differences(found) if other is not None else ()),
         "<h2>Jobs</h2>",
         _jobs(ours),
-        *_wrong(ours),
+        *_violations(ours),
         "<h2>Ways that runs take</h2>",
         "<p>Steps that runs share are in one box; they part where it branches. "
         "Below each box, the share of its runs that passed.</p>",
@@ -39,6 +39,7 @@ def page(found: Evaluation) -> str:
     left = len(ours.jobs) - _JOBS_IN_FULL
     if left > 0:
         parts.append(f'<p class="faint">{left} more jobs, whose runs part less, are in the JSON (--json).</p>')
+    parts += _missed(ours)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -107,8 +108,8 @@ def _curve(found: Evaluation) -> str:
     picture = pictures.curve(found.ours, found.other, limit)
     jobs = pictures.rates(found.ours.jobs[:_ROWS], () if found.other is None else found.other.jobs)
     return (
-        "<h2>How often they pass</h2><p>Left: pass^k, the chance that k runs of a job all pass, the mean over the jobs "
-        "(unbiased: C(passed, k) / C(runs, k), as in τ-bench, arXiv 2406.12045). Right: each job's pass rate with its "
+        "<h2>How often they pass</h2><p>First pass^k, the chance that k runs of a job all pass, the mean over the jobs "
+        "(unbiased: C(passed, k) / C(runs, k), as in τ-bench, arXiv 2406.12045). Then each job's pass rate with its "
         "95 % interval (Wilson).</p>"
         f'<div class="beside"><div class="wide">{picture}{_key(found)}</div><div class="wide">{jobs}</div></div>'
     )
@@ -162,7 +163,7 @@ def _jobs(ours: VersionReport) -> str:
     return _table(columns, rows, range(1, 9)) + (f'<p class="faint">… and {left} more</p>' if left > 0 else "")
 
 
-def _wrong(ours: VersionReport) -> Iterable[str]:
+def _violations(ours: VersionReport) -> Iterable[str]:
     if ours.violations:
         yield "<h2>Violated invariants</h2>"
         yield _table(
@@ -170,6 +171,9 @@ def _wrong(ours: VersionReport) -> Iterable[str]:
             ([each.job, each.run_id, each.invariant, each.text] for each in ours.violations[:_ROWS]),
         )
         yield from _more(len(ours.violations))
+
+
+def _missed(ours: VersionReport) -> Iterable[str]:
     others = [each for each in ours.missed if not all(reason.startswith("invariant ") for reason in each.reasons)]
     if others:
         yield "<h2>Runs that did not pass</h2>"

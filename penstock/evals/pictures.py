@@ -14,7 +14,7 @@ _LETTERS_SHOWN: Final = 25
 _BOX_WIDTH: Final = 204
 _GAP_X: Final = 64
 _GAP_Y: Final = 14
-_CURVE_WIDTH, _CURVE_HEIGHT = 500, 250
+_CURVE_WIDTH, _CURVE_HEIGHT = 470, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 44
 
 
@@ -78,7 +78,7 @@ def _ticks(most: int) -> list[int]:
 def rates(ours: Sequence[JobReport], other: Sequence[JobReport]) -> str:
     """Each job's pass rate with its 95 % interval."""
     theirs = {job.job: job for job in other}
-    row, label, across = 26, 170, 290
+    row, label, across = 26, 158, 250
     width, height = label + across + 70, row * len(ours) + 40
 
     def x(share: float) -> float:
@@ -91,7 +91,7 @@ def rates(ours: Sequence[JobReport], other: Sequence[JobReport]) -> str:
     ]
     for place, job in enumerate(ours):
         middle = 6 + row * place + row / 2
-        parts.append(text(label - 12, middle + 4, _cut(job.job, 21), "", "end"))
+        parts.append(text(label - 12, middle + 4, _cut(job.job, 19), "", "end"))
         if job.job in theirs:
             parts.append(_interval(theirs[job.job], x, middle + 5, "theirs"))
         parts.append(_interval(job, x, middle - (3 if job.job in theirs else 0), "ours"))

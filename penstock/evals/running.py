@@ -104,7 +104,7 @@ async def evaluate(
     arms = [_Arm(versions, key, {})] + ([_Arm(other, f"{key}/against", {})] if other else [])
     try:
         async with asyncio.timeout(spec.timeout_s):
-            await _submit(client.store, spec, arms, facts.now_ms)
+            await _submit(client, spec, arms, facts.now_ms)
             await _until_settled(client, arms, on_status)
     except TimeoutError:
         waiting = await client.runs(batch=arms[0].batch, state=RunState.WAITING, limit=1)
@@ -118,8 +118,9 @@ async def evaluate(
     return Evaluation(spec, spec.repeat, reports[0], reports[1], compared(reports[0], reports[1]))
 
 
-async def _submit(store: Store, spec: EvalSpec, arms: Sequence[_Arm], now_ms: int) -> None:
+async def _submit(client: Client, spec: EvalSpec, arms: Sequence[_Arm], now_ms: int) -> None:
     """Repeat by repeat, and version beside version, so that none of them has better times than the others."""
+    store, by = client.store, client.settings.user
     async with contextlib.AsyncExitStack() as stack:
         submissions = [await stack.enter_async_context(Submission(store, arm.batch)) for arm in arms]
         for arm in arms:
@@ -131,7 +132,7 @@ async def _submit(store: Store, spec: EvalSpec, arms: Sequence[_Arm], now_ms: in
                     # The repeat is part of the run's name and not of the job: the agent cannot see it.
                     place = f"{arm.batch}/{repeat}"
                     version = arm.versions[job.agent]
-                    run = new_run(job, place, store.keys.partitions, simulation=plan, version=version)
+                    run = new_run(job, place, store.keys.partitions, by, simulation=plan, version=version)
                     arm.runs[run.id] = (job, repeat)
                     if submission.put(run):
                         await submission.turn()
