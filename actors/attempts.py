@@ -220,6 +220,11 @@ class Attempts:
         """How many attempts the policy in force allows."""
         return self._policy(asked).maximum_attempts
 
+    def retry_policy(self, tool: Tool[Any, Any]) -> RetryPolicy:
+        """What a tool's calls are repeated by: its own policy, or its dependency's."""
+        gatekeeper = self._gatekeepers.get(tool.options.dependency or "")
+        return tool.options.retry or (gatekeeper.dependency.retry if gatekeeper else _DEFAULT_RETRY)
+
     def _policy(self, asked: Asked) -> RetryPolicy:
         gatekeeper = asked.gatekeeper
         return asked.tool.options.retry or (gatekeeper.dependency.retry if gatekeeper else _DEFAULT_RETRY)

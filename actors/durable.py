@@ -117,7 +117,9 @@ async def _outcome(engine: "RunEngine", run_id: str) -> tuple[RunState, bytes, b
 
 async def _make_child(engine: "RunEngine", path: str, child: str, agent: Agent[Any, Any], plain: Any) -> None:
     # The step is part of the lineage: two children that ask for the same things are not one.
-    new = child_run(child, agent.name, plain, engine.job, f"{engine.lineage}/{path}")
+    # Versions that are evaluated beside each other must not do each other's work.
+    version = agent.version if engine.job.simulated else ""
+    new = child_run(child, agent.name, plain, engine.job, f"{engine.lineage}/{path}", version)
     engine.check_size(f"the input of agent {agent.name!r}", new.job)
     submit, claim = engine.services.store.submit_child, engine.claim
     if not await engine.services.committer.insist(lambda: submit(new, parent=claim.id, fence=claim.fence)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from pydantic_core import to_jsonable_python
 
-from actors import crash_points
+from actors import crash_points, simulated
 from actors.asked import Interrupted
 from actors.attempts import NoMore, Outcome
 from actors.core.effect import Next, after_begin, reconcile_pause
@@ -59,7 +59,7 @@ async def make(step: ToolStep, entry: Entry | None) -> Any:
     """
     engine = step.engine
     if engine.job.simulated:
-        return await engine.effect(_simulated(step))
+        return await engine.effect(simulated.effect(step, entry))
     answer: Any = None
     if entry is not None and entry.kind == Kind.RESOLUTION:
         settled, answer = await engine.effect(_resolved(step, entry))
@@ -156,6 +156,9 @@ async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *,
         return await _called(step, passage)
     if following is Next.CALL_AGAIN:
         step.asked.repeated = True
+        if begun.receipt:
+            # It was unknown, and a person wants it tried again: how long they took is not the step's own time.
+            step.asked.began = step.engine.services.clock()
         return await _called(step, await _let_through_again(step, uncertain=True))
     step.give_back(passage)
     if following is Next.ASK:
@@ -357,18 +360,6 @@ async def _resolved(step: ToolStep, entry: Entry) -> tuple[bool, Any]:
         await settle(step, receipt)
     facts = encode_receipt(msgspec.structs.replace(receipt, result=msgspec.UNSET))
     return True, await step.record(outcome_of(step, receipt), facts)
-
-
-async def _simulated(step: ToolStep) -> Any:
-    """Nothing is sent: the tool says what would have come of it."""
-    await step.engine.write([step.intent(simulated=True)], 0)
-    outcome = await step.hook("simulate")
-    if outcome is None:
-        text = f"tool {step.tool.name!r} has no simulate=: its effect cannot be pretended. Declare one"
-        outcome = Outcome(0, error=("NotPermitted", text), end=StepEnd.NOT_PERMITTED, ended_by="simulate=")
-    elif outcome.error is None:
-        outcome = _result_of(step, Applied(outcome.value), outcome.attempts)
-    return await step.record(outcome, b'{"state":"simulated"}')
 
 
 def _reach(point: str, step: ToolStep) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 from admission.retry import FailureClass
+from telemetry.redaction import redact
 
 
 class ToolError(Exception):
@@ -126,9 +127,9 @@ class AgentExit(PenstockError):
 
 
 def described(error: BaseException) -> tuple[str, str]:
-    """An exception's class and text, whatever its author has done to it."""
+    """An exception's class and text, whatever its author has done to it, without credentials in URLs."""
     try:
-        return type(error).__name__, str(error)
+        return type(error).__name__, redact(str(error))
     except Exception as broken:
         return type(error).__name__, f"(its text cannot be made: {type(broken).__name__})"
 

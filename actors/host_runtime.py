@@ -21,7 +21,7 @@ from actors.hub_link import unreachable
 from actors.journal import Kind, decode_entry
 from actors.placement import home_partitions
 from actors.reaper import Reaper
-from actors.registry import App
+from actors.registry import App, not_simulated
 from actors.scope import number_branches
 from actors.timers import Timers
 from actors.wait_notes import WaitNotes
@@ -184,6 +184,7 @@ class HostRuntime:
             "watch": list(self._watch_at),
             "slots": self.settings.slots_per_host,
             "agents": dict(zip(self._served[::2], self._served[1::2], strict=True)),
+            "not_simulated": not_simulated(self.app.tools),
             "since_ms": await self.store.server_ms(),
         }
         await self._beat(json.dumps(info))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+from actors.simulation import NO_SIMULATION, Simulation
 from cluster.keys import digest, job_run_id
 from cluster.records import NewRun
 
@@ -63,7 +64,8 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The immutable part of a job as the store keeps it (msgpack map; ``v`` is the record's version).
 
     ``root`` is the lineage (of child runs and forks), ``by`` who submitted the job, ``simulated`` says that its effects
-    are only simulated; ``forked_from`` and ``forked_at`` are the run and the step that a fork parted from.
+    are only simulated, and ``simulation`` how; ``forked_from`` and ``forked_at`` are the run and the step that a fork
+    parted from.
 
     A fork has its source's ``by``, and in ``forked_by`` and ``forked_why`` who made it and why. Its journal (with its
     archive) begins with ``inherited`` entries of its source's, chained anew from the fork's own first link;
@@ -85,6 +87,7 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     forked_why: str = ""
     forked_link: str = ""
     inherited: int = 0
+    simulation: Simulation = NO_SIMULATION
 
 
 encode_job: Final = _ENCODER.encode
@@ -108,43 +111,73 @@ def rank_of(value: str) -> int:
     return RANKS[ValueClass(value)]
 
 
-def run_id_of(job: Job, batch: str, partitions: int) -> str:
-    """The run that this job is or will be."""
+def run_id_of(job: Job, batch: str, partitions: int, *, simulated: bool = False) -> str:
+    """The run that this job is or will be. A simulated one is never one and the same as a real one, nor as another
+    simulated one that has its idempotency key.
+    """
+    if simulated:
+        return job_run_id(f"simulated:{batch}", job.custom_id, partitions)
     if job.idempotency_key is not None:
         return job_run_id(f"tenant:{job.tenant}", job.idempotency_key, partitions)
     return job_run_id(f"batch:{batch}", job.custom_id, partitions)
 
 
-def new_run(job: Job, batch: str, partitions: int, by: str = "") -> NewRun:
-    """What the store is asked to make of a validated job; ``by`` is who submits it."""
-    made = JobRecord(RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata))
+def new_run(
+    job: Job,
+    batch: str,
+    partitions: int,
+    by: str = "",
+    *,
+    simulation: Simulation | None = None,
+    version: str = "",
+) -> NewRun:
+    """What the store is asked to make of a validated job.
+
+    Args:
+        job: the job.
+        batch: the batch that it comes with.
+        partitions: how many the deployment has.
+        by: who submits it.
+        simulation: makes it a simulated run, with a run id that no real one can have.
+        version: of the agent; only hosts that serve it start the run. By default whichever host claims it first.
+    """
+    simulated = simulation is not None
+    made = JobRecord(
+        RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata),
+        simulated=simulated, simulation=simulation or NO_SIMULATION,
+    )  # fmt: skip
     record = _ENCODER.encode(made)
     deadline = _deadline_text(job.deadline)
     max_wait = "" if job.max_wait is None else str(int(job.max_wait * 1000))
     return NewRun(
-        id=run_id_of(job, batch, partitions),
+        id=run_id_of(job, batch, partitions, simulated=simulated),
         custom_id=job.custom_id,
         agent=job.agent,
         rank=RANKS[job.value],
         # Without who submits it: the same job is the same, whoever submits it again.
-        digest=digest(job.agent, record, deadline, max_wait),
+        digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
         job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
         deadline=deadline,
         max_wait=max_wait,
+        version=version,
     )
 
 
-def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str) -> NewRun:
-    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter.
+def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage: str, version: str = "") -> NewRun:
+    """What the store is asked to make for a child run: it has its parent's value, tenant, grants and submitter, and is
+    simulated when its parent is.
 
     ``lineage`` is the root run and the path of steps from it to this run; the keys of its effects come from it.
+    ``version`` is the agent's version that it is pinned to; '' for the one that claims it first.
     """
+    simulation = parent.simulation.of_child(lineage.rpartition("/")[2]) if parent.simulated else NO_SIMULATION
     record = _ENCODER.encode(
         JobRecord(
-            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage, parent.by
+            RECORD_VERSION, payload, parent.value, parent.tenant, parent.grants, parent.metadata, lineage, parent.by,
+            simulated=parent.simulated, simulation=simulation,
         )
-    )
-    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "")
+    )  # fmt: skip
+    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "", version)
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

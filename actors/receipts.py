@@ -10,6 +10,7 @@ R = TypeVar("R")
 APPLIED: Final = "applied"
 NOT_APPLIED: Final = "not_applied"
 UNKNOWN: Final = "unknown"
+SIMULATED: Final = "simulated"
 ASKED_AFTER: Final = "; reconcile was asked "
 """Parts what came of a call from what came of asking after it, in an error's message."""
 
@@ -31,8 +32,9 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The durable outcome of an effect (JSON).
 
     Attributes:
-        state: ``applied``, ``not_applied`` or ``unknown``.
-        by: who knows: ``tool`` (its answer), ``reconcile``, ``person NAME``, or ``run RUN`` whose receipt it was first.
+        state: ``applied``, ``not_applied`` or ``unknown``; ``simulated`` where nothing was sent.
+        by: who knows: ``tool`` (its answer), ``reconcile``, ``person NAME``, or ``run RUN`` whose receipt it was first;
+            of a simulated one ``simulate``, or ``step STEP`` of this run, which had the same key.
         result: the tool's result as JSON, when it was applied and the result is known.
         error: class and message, when it was not, or when nobody knows.
         evidence: what ``verify``, ``reconcile`` or a person gave as proof.

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,11 @@ class App:
             )
             for name, served in self.agents.items()
         }
+
+
+def not_simulated(tools: Iterable[Tool[Any, Any]]) -> list[str]:
+    """Names of the tools that change the world and cannot be simulated: a simulated run may not call them."""
+    return sorted({tool.name for tool in tools if tool.options.risk.is_effect and tool.options.effect.simulate is None})
 
 
 def load_app(path: str, settings: Settings | None = None) -> App:

@@ -8,7 +8,7 @@ sent is awaited and recorded, and the run does not end or leave before.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors import approvals, effects
+from actors import approvals, effects, simulated
 from actors.attempts import NoMore, Outcome
 from actors.contract import Tool
 from actors.core.outcome import StepEnd
@@ -36,6 +36,8 @@ async def call(
     entry = engine.ask(path, Kind.CALL, tool.name, keyed(arguments, business_key))
     if entry is not None and entry.status != Status.OPEN and entry.kind != Kind.RESOLUTION:
         approvals.passed(engine, path)
+        if business_key and engine.job.simulated and entry.status == Status.OK:
+            simulated.remember(engine, business_key, arguments, path, entry.payload)
         return recorded(tool, entry)
     # An open call is one that has waited before; an intent, one that may have been sent; a resolution says how it was.
     await engine.may_start(resumes=entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION))
@@ -43,10 +45,19 @@ async def call(
     refused = await _permitted(step, entry)
     if refused is not None:
         return await step.record(refused)
+    if engine.job.simulated:
+        return await simulated.observed(step, _made(step, entry))
+    return await _made(step, entry)
+
+
+async def _made(step: ToolStep, entry: Entry | None) -> Any:
+    engine, tool = step.engine, step.tool
     if tool.options.risk.is_effect:
         engine.services.tools.setdefault(tool.name, tool)
         engine.has_effects = True
         return await effects.make(step, entry)
+    if engine.job.simulated and simulated.pretends_read(step):
+        return await simulated.read(step)
     return await _read(step)
 
 

@@ -68,8 +68,10 @@ class ToolStep:
 
     @property
     def tenant(self) -> str:
-        """Whose keys these are."""
-        return self.engine.job.tenant
+        """Whose keys these are: the tenant's, or those of one simulated run and its children alone."""
+        engine = self.engine
+        simulated = f"simulated:{engine.lineage.partition('/')[0]}:" if engine.job.simulated else ""
+        return f"{simulated}{engine.job.tenant}"
 
     @property
     def identity(self) -> str:
@@ -281,4 +283,9 @@ def recorded(tool: Tool[Any, Any], entry: Entry) -> Any:
     if entry.status == Status.FAILED:
         error = decode_error(entry.payload)
         raise step_failed(error.error_class, error.message, entry.step, error.end, error.ended_by)
-    return tool.signature.result.load(entry.payload)
+    return recorded_payload(tool, entry.payload)
+
+
+def recorded_payload(tool: Tool[Any, Any], payload: bytes) -> Any:
+    """A recorded result as the tool's type."""
+    return tool.signature.result.load(payload)

@@ -6,16 +6,16 @@ write to knows that they are what was asked, said and done. What follows is in :
 """
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+from admission.policy import Approval
 from admission.signature import Keyring, Part, Signed, digest_of
 
 VERSION: Final = 1
 MAX_NAME: Final = 256
 MAX_REASON: Final = 2000
-_LONGEST_S: Final = 366 * 86_400
 
 
 class ApprovalState(StrEnum):
@@ -74,30 +74,8 @@ def _printable(text: str) -> str:
 Approver = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
 
 
-class Terms(BaseModel):
-    """On which terms people may decide.
-
-    Attributes:
-        needed: how many different people have to say yes.
-        approvers: who may decide; nobody named: everybody.
-        self_approval: whether whoever submitted the job may decide.
-        expires_s: seconds after which nobody can decide any more, and what was approved and not used is void.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    needed: Annotated[int, Field(ge=1, le=100)] = 1
-    approvers: tuple[Approver, ...] = ()
-    self_approval: bool = True
-    expires_s: Annotated[float, Field(gt=0, le=_LONGEST_S)] = 86_400.0
-
-    def model_post_init(self, _: object) -> None:
-        """Refuses terms that nobody can fulfil."""
-        there_are = len(set(self.approvers))
-        if self.approvers and there_are < self.needed:
-            raise ValueError(f"needed is {self.needed}, and only {there_are} approvers are named")
-
-
+Terms: TypeAlias = Approval
+"""On which terms people may decide: as the policy's rules say."""
 DEFAULT_TERMS: Final = Terms()
 
 

@@ -53,7 +53,7 @@ async def floor(bench: Bench, steps: int, at_once: int) -> float:
         for partition, owned in by_partition.items():
             arguments: list[Any] = [0]
             for run_id, fence in owned:
-                arguments += (run_id, fence, turn, 1, 1, entry)
+                arguments += (run_id, fence, turn, 1, 0, 1, entry)
             pipeline.evalsha(scripts.APPEND.sha, 1, store.keys.queues[partition], *arguments)
         answers = await pipeline.execute()
         assert not any(answers)

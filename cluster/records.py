@@ -8,7 +8,10 @@ from cluster.lifecycle import RunState
 
 
 class NewRun(NamedTuple):
-    """A run to be made: what ``submit`` writes. Times are texts as the script wants them ('' for none)."""
+    """A run to be made: what ``submit`` writes. Times are texts as the script wants them ('' for none).
+
+    ``version`` is the agent's version that the run is pinned to from the start; '' for the one that claims it first.
+    """
 
     id: str
     custom_id: str
@@ -18,6 +21,7 @@ class NewRun(NamedTuple):
     job: bytes
     deadline: str
     max_wait: str
+    version: str = ""
 
 
 class NewFork(NamedTuple):

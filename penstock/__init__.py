@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cluster.config import Settings
     from cluster.lifecycle import RunState
     from penstock.client import Client
+    from penstock.evals.invariants import invariant
+    from penstock.evals.journal import RunJournal, RunStep
     from penstock.sync_client import SyncClient
 
 _HOMES: Final = {
@@ -70,6 +72,9 @@ _HOMES: Final = {
     "Settings": "cluster.config",
     "RunState": "cluster.lifecycle",
     "Client": "penstock.client",
+    "invariant": "penstock.evals.invariants",
+    "RunJournal": "penstock.evals.journal",
+    "RunStep": "penstock.evals.journal",
     "SyncClient": "penstock.sync_client",
 }
 
@@ -97,7 +102,9 @@ __all__ = [
     "RetryPolicy",
     "Risk",
     "Run",
+    "RunJournal",
     "RunState",
+    "RunStep",
     "Settings",
     "StepFailed",
     "SyncClient",
@@ -106,6 +113,7 @@ __all__ = [
     "ToolError",
     "ValueClass",
     "agent",
+    "invariant",
     "tool",
 ]
 

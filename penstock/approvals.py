@@ -123,13 +123,13 @@ class ApprovalCalls:
         Raises:
             ApprovalRefused: nothing was decided; each reason has an error of its own (``admission.approval_errors``).
         """
-        return await self._decide(approval_id, True, by, reason, action)
+        return await self._decide_approval(approval_id, True, by, reason, action)
 
     async def deny(
         self, approval_id: str, *, reason: str, by: str | None = None, action: str | None = None
     ) -> ApprovalView:
         """Says no, for everybody: the agent gets :class:`ApprovalDenied` with the reason; see :meth:`approve`."""
-        return await self._decide(approval_id, False, by, reason, action)
+        return await self._decide_approval(approval_id, False, by, reason, action)
 
     async def watch_approvals(self) -> AsyncGenerator[ApprovalView]:
         """Approvals that can be decided now, then each that is asked for, decided, used or over, as it happens."""
@@ -161,14 +161,14 @@ class ApprovalCalls:
             )  # fmt: skip
         return record
 
-    async def _decide(
+    async def _decide_approval(
         self, approval_id: str, approve: bool, by: str | None, reason: str, action: str | None
     ) -> ApprovalView:
         store, keys = self.store, keyring(self.settings.approval_keys)
         approver = self.settings.user if by is None else by
         for _ in range(_TRIES):
             record = await self._approval_record(approval_id)
-            decision, becomes = await self._checked(record, keys, approve, approver, reason, action)
+            decision, becomes = await self._checked_decision(record, keys, approve, approver, reason, action)
             raw = decision.model_dump_json().encode()
             word = await approvals.decide(
                 store, approval_id, approver, raw, seen=len(record.decisions), becomes=becomes
@@ -180,7 +180,7 @@ class ApprovalCalls:
                 raise kind(approval_id, why)
         raise ForgedApproval(approval_id, "its record does not agree with the number of decisions that it says it has")
 
-    async def _checked(
+    async def _checked_decision(
         self, record: ApprovalRecord, keys: Keyring, approve: bool, approver: str, reason: str, action: str | None
     ) -> tuple[Decision, str]:
         """A signed decision on what the record says now, and what becomes of the approval by it.

@@ -129,6 +129,10 @@ class SubmissionInterrupted(ClientError):
         self.batch = report.batch
 
 
+class UnusableSpec(ClientError):
+    """A specification, of an evaluation for example, cannot be used as it is."""
+
+
 class WaitTimedOut(ClientError, TimeoutError):
     """The wait for a run or a batch is over, and it has not ended. It goes on without us."""
 

@@ -1,5 +1,6 @@
 """Why is a run where it is? Pure: facts in, an explanation out. Every wait has a reason, an owner and a bound."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -8,6 +9,7 @@ import msgspec
 from cluster.lifecycle import RunState
 from cluster.records import RunRecord
 from penstock.approval_facts import ApprovalView
+from penstock.unknown_views import UnknownEffect
 from penstock.views import HostView, JournalStep, RunError, Why
 
 
@@ -34,7 +36,8 @@ class WhyFacts:
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
     set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end,
-    ``held`` is what its host says that it waits for in memory, ``approvals`` are those that it waits for.
+    ``held`` is what its host says that it waits for in memory, ``approvals`` are those that it waits for, ``doubts``
+    are its effects that nobody can prove.
     """
 
     now_ms: int
@@ -49,6 +52,7 @@ class WhyFacts:
     held: HeldNote | None = None
     waits_for: str = ""
     approvals: tuple[ApprovalView, ...] = ()
+    doubts: Sequence[UnknownEffect] = ()
 
 
 def explain(record: RunRecord, facts: WhyFacts) -> Why:
@@ -61,10 +65,7 @@ def explain(record: RunRecord, facts: WhyFacts) -> Why:
         case RunState.WAITING:
             reason, owner, bound, following = _waiting(record, facts)
         case RunState.CONFIRMATION_UNKNOWN:
-            reason = str(facts.error) if facts.error else record.reason or "an effect's outcome cannot be proved"
-            owner = "an operator or a reconciler"
-            bound = "none: it stays so until it is resolved"
-            following = "somebody establishes whether the effect happened; then the run goes on"
+            reason, owner, bound, following = _unknown(record, facts)
         case _:
             reason = str(facts.error) if facts.error else record.reason or _END_REASONS.get(record.state, "")
             owner, bound, following = "nobody: it has ended", "none", "nothing: this is an end"
@@ -213,6 +214,20 @@ def _approval(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
 
 
 _PARKED = {"breaker": "the breaker of", "retry_after": "a Retry-After of"}
+
+
+def _unknown(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
+    reason = str(facts.error) if facts.error else record.reason or "an effect's outcome cannot be proved"
+    first = next(iter(facts.doubts), None)
+    if first is None:
+        return reason, "operators", "none: it stays so until somebody resolves it", "penstock unknown"
+    bound = "none: it stays so until somebody resolves it"
+    if first.settle_by_ms is not None:
+        when = f"{_moment(first.settle_by_ms)}, {_in(first.settle_by_ms, facts.now_ms)}"
+        bound = f"to be settled by {when}; nothing happens by itself then"
+    commands = " or ".join(f"{doubt.command} --applied | --not-applied | --ask-again" for doubt in facts.doubts)
+    then = f"it ends then ({record.cancel})" if record.cancel else "it goes on from there"
+    return reason, first.owner, bound, f"somebody finds out whether it happened, and says so: {commands}; {then}"
 
 
 def _bound(record: RunRecord, facts: WhyFacts) -> str:

@@ -17,6 +17,7 @@ from cluster.store import Store
 from penstock.approval_facts import ApprovalView
 from penstock.approval_views import approval_view
 from penstock.explain import HeldNote, WhyFacts, explain
+from penstock.unknown import unknown_effects
 from penstock.views import (
     DeploymentStatus,
     HostView,
@@ -148,6 +149,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         open_approvals(store, record),
     )
     last_step = journal_step(decode_entry(last)) if last else None
+    doubts = await unknown_effects(store, [record.id]) if record.state is RunState.CONFIRMATION_UNKNOWN else []
     facts = WhyFacts(
         now_ms=now_ms,
         max_wait_ms=int(max_wait) if max_wait else None,
@@ -161,6 +163,7 @@ async def why(store: Store, record: RunRecord) -> Why:
         held=_held(held) if record.state is RunState.RUNNING else None,
         waits_for=_waits_for(last_step) if record.state is RunState.WAITING else "",
         approvals=tuple(waits_for),
+        doubts=doubts,
     )
     return explain(record, facts)
 

@@ -1,7 +1,5 @@
-"""Which texts may be names of batches, which are names of runs, and the name of whoever asks."""
+"""Which texts may be names of batches, and which are names of runs."""
 
-import getpass
-import os
 import re
 from typing import Final
 
@@ -29,14 +27,3 @@ def check_batch_key(batch: str) -> str:
             batch, "use 1 to 128 letters, digits and . _ @ / + = ~ -, beginning with a letter or a digit"
         )
     return batch
-
-
-def person() -> str:
-    """Who is asking: ``PENSTOCK_USER``, or the user that this process belongs to."""
-    named = os.environ.get("PENSTOCK_USER", "").strip()
-    if named:
-        return named
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id that has no name
-        return "somebody"

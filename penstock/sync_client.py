@@ -194,10 +194,15 @@ class SyncClient:
         return self._call(self._client.promote(run_id, why=why, by=by))
 
     def unknown(
-        self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        tool: str | None = None,
+        batch: str | None = None,
+        limit: int | None = None,
     ) -> list[UnknownEffect]:
         """See :meth:`Client.unknown`."""
-        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch))
+        return self._call(self._client.unknown(tenant=tenant, tool=tool, batch=batch, limit=limit))
 
     def unknown_of(self, run_id: str) -> list[UnknownEffect]:
         """See :meth:`Client.unknown_of`."""

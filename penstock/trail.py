@@ -1,6 +1,7 @@
 """A run's audit trail: read from what the store keeps of it, and proved."""
 
 import dataclasses
+from itertools import accumulate
 from typing import Final
 
 from actors.core.chain import Ended
@@ -13,7 +14,7 @@ from cluster.records import RunRecord
 from cluster.store import Store
 from penstock.errors import ClientError, NoSuchRun
 from penstock.names import is_run_id
-from penstock.trail_rows import Entries, closing_row, fork_of, opening_rows, record_row
+from penstock.trail_rows import Entries, closing_row, fork_of, opening_rows, promotion_rows, record_row
 from penstock.trail_views import Trail, TrailFinding, TrailRow, TrailVerification
 
 _SEALED: Final = TERMINAL | {RunState.CONFIRMATION_UNKNOWN}
@@ -115,8 +116,16 @@ async def _rows(store: Store, past: reader.Past) -> tuple[list[TrailRow], list[s
     for effect in entries.open_effects:
         if effect.identity:
             rows.append(record_row(record.id, effect, await store.effect(effect.identity)))
+    for promotion in promotion_rows(record):
+        _insert(rows, promotion)
     rows.append(closing_row(record))
     return rows, entries.children
+
+
+def _insert(rows: list[TrailRow], row: TrailRow) -> None:
+    """Puts a row that stands in no chain where its time is."""
+    later = (place for place, at_ms in enumerate(accumulate((each.at_ms for each in rows), max)) if at_ms > row.at_ms)
+    rows.insert(next(later, len(rows)), row)
 
 
 def _timed(told: dict[str, list[TrailRow]], run_id: str, at_ms: int) -> list[tuple[int, TrailRow]]:

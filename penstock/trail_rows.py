@@ -108,6 +108,19 @@ def opening_rows(record: RunRecord, first_link: str) -> Iterator[TrailRow]:
         )  # fmt: skip
 
 
+def promotion_rows(record: RunRecord) -> Iterator[TrailRow]:
+    """When the run got, or lost, its right to effects for the last time, by whom and why."""
+    for what, raw in (("promoted", record.promoted), ("demoted", record.demoted)):
+        note = _dict(raw)
+        if note:
+            at_ms = note.get("at_ms")
+            other = f"run {note.get('run', '?')} has the right to effects now; " if what == "demoted" else ""
+            yield TrailRow(
+                at_ms=at_ms if isinstance(at_ms, int) else 0, run_id=record.id, step="", what=what,
+                by=str(note.get("by", "")), detail=f"{other}{note.get('why', '')}", facts=note,
+            )  # fmt: skip
+
+
 def closing_row(record: RunRecord) -> TrailRow:
     """The end, or where it stands now."""
     state, error = record.state, _error(record.error)
@@ -200,6 +213,8 @@ class Entries:
             case Kind.APPROVAL:
                 yield (*_approval(entry, payload), common | {"payload": payload})
             case Kind.RESOLUTION:
+                if isinstance(payload, dict) and payload.get("applied") is False:
+                    self._open.pop(entry.step, None)
                 yield (*_resolution(entry, payload), common | {"payload": payload})
             case Kind.CHILD:
                 told = self._child(entry)

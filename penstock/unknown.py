@@ -30,18 +30,19 @@ from cluster.lifecycle import RunState
 from cluster.records import EffectRecord, RunRecord
 from cluster.store import Store
 from penstock.errors import AlreadyResolved, InvalidResolution, LookAgain, NoSuchRun, NotTheOpenEffect, NotUnknown
-from penstock.names import person
 from penstock.unknown_views import (
     Doubt,
     Resolved,
     UnknownEffect,
     UnknownRun,
-    chosen,
     doubts,
+    oldest_first,
     receipt_of,
     resolve_command,
     view_of,
+    wanted,
 )
+from telemetry.redaction import redact, redacted
 
 NOT_GIVEN: Final = object()
 """Stands for a result that nobody knows; None is one that is known to be null."""
@@ -59,7 +60,12 @@ class UnknownCalls:
         raise NotImplementedError
 
     async def unknown(
-        self, *, tenant: str | None = None, tool: str | None = None, batch: str | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        tool: str | None = None,
+        batch: str | None = None,
+        limit: int | None = None,
     ) -> list[UnknownEffect]:
         """Every effect whose outcome nobody can prove, the longest unknown first.
 
@@ -67,12 +73,16 @@ class UnknownCalls:
             tenant: of this tenant only.
             tool: of this tool only.
             batch: of this batch's runs only.
+            limit: as many as this are enough, whichever they are; all by default.
         """
         found: list[UnknownEffect] = []
         async for page in settling.unknown_run_ids(self.store):
             for start in range(0, len(page), _PAGE):
-                found += await unknown_effects(self.store, page[start : start + _PAGE])
-        return chosen(found, tenant, tool, batch)
+                views = await unknown_effects(self.store, page[start : start + _PAGE])
+                found += (view for view in views if wanted(view, tenant, tool, batch))
+                if limit is not None and len(found) >= limit:
+                    return oldest_first(found)[:limit]
+        return oldest_first(found)
 
     async def unknown_of(self, run_id: str) -> list[UnknownEffect]:
         """The effects of one run whose outcome nobody can prove.
@@ -108,7 +118,7 @@ class UnknownCalls:
             evidence: what proves that: a text, or anything that pydantic can write as JSON; kept with the receipt.
             result: what the tool would have returned, where that is known. It is checked here when the client has the
                 app, and otherwise by the host, for which a bad one makes the step fail as ``InvalidValue``.
-            by: who says so; by default ``PENSTOCK_USER``, or the user of this process.
+            by: who says so; by default ``settings.user`` (``PENSTOCK_USER``, or the user of this process).
             why: their reason.
             version: the run's state version when they looked at it (``state_version`` of the view). It is needed where
                 the effect was about to be caused more than once: what is true of one time says nothing of the other.
@@ -198,9 +208,7 @@ class UnknownCalls:
 
     def _said(self, applied: bool, evidence: Any, result: Any, by: str | None, why: str) -> Resolution:
         """What somebody says, without credentials, as it can be recorded."""
-        from telemetry.log import redacted  # slow to import, and few clients need it
-
-        name = person() if by is None else by.strip()
+        name = self.store.settings.user if by is None else by.strip()
         if not name or len(name) > 256 or not name.isprintable():
             raise InvalidResolution(f"by={by!r}: say who you are in 1 to 256 printable characters")
         if result is not NOT_GIVEN and not applied:
@@ -233,8 +241,6 @@ async def unknown_effects(store: Store, run_ids: list[str]) -> list[UnknownEffec
 
 
 async def _views(store: Store, runs: list[UnknownRun]) -> list[UnknownEffect]:
-    from telemetry.log import redacted  # slow to import, and few clients need it
-
     pairs = [(run, doubt) for run in runs for doubt in doubts(run)]
 
     async def known(doubt: Doubt) -> EffectRecord | None:
@@ -251,8 +257,6 @@ async def _views(store: Store, runs: list[UnknownRun]) -> list[UnknownEffect]:
 
 
 def _masked(view: UnknownEffect) -> Any:
-    from telemetry.log import redact
-
     tried = view.tried
     return msgspec.structs.replace(tried, last_error=redact(tried.last_error), reconciled=redact(tried.reconciled))
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -194,12 +194,11 @@ def _tried(run: UnknownRun, doubt: Doubt, known: EffectRecord | None) -> Tried:
     return Tried(attempts=attempts, last_error=said, reconciled=f"asked {answer}" if asked else "")
 
 
-def chosen(
-    views: Iterable[UnknownEffect], tenant: str | None, tool: str | None, batch: str | None
-) -> list[UnknownEffect]:
-    """Those that somebody wants to see, the longest unknown first."""
-    wanted: Mapping[str, str | None] = {"tenant": tenant, "tool": tool, "batch": batch}
-    found = [
-        view for view in views if all(value is None or getattr(view, name) == value for name, value in wanted.items())
-    ]
-    return sorted(found, key=lambda view: (view.since_ms, view.run_id, view.step))
+def wanted(view: UnknownEffect, tenant: str | None, tool: str | None, batch: str | None) -> bool:
+    """Whether it is one of those that somebody wants to see."""
+    return tenant in (None, view.tenant) and tool in (None, view.tool) and batch in (None, view.batch)
+
+
+def oldest_first(views: Iterable[UnknownEffect]) -> list[UnknownEffect]:
+    """The longest unknown first."""
+    return sorted(views, key=lambda view: (view.since_ms, view.run_id, view.step))

@@ -5,10 +5,8 @@ The docs have the table of what each cell comes to. A few cells are in the defau
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from matrix import FAULTS, KINDS, POINTS, Cell, Found, Matrix, matrix_at, table

@@ -97,7 +97,7 @@ def test_steps_that_are_not_there_are_told_with_those_that_are() -> None:
     journal = [call("0"), call("b0.0"), call("b0.1"), call("1")]
     with pytest.raises(NoForkPoint, match=r"no step 'b0\.7'.*did you mean b0\.[01]"):
         fork_point(SOURCE, [], journal, "b0.7")
-    with pytest.raises(NoForkPoint, match="it has 0, b0.0, b0.1, 1, and 'start'"):
+    with pytest.raises(NoForkPoint, match=r"it has 0, b0\.0, b0\.1, 1, and 'start'"):
         fork_point(SOURCE, [], journal, "zzzzzzzz")
     with pytest.raises(NoForkPoint, match="steps before its last checkpoint are not kept"):
         fork_point(SOURCE, [], [entry(Kind.CHECKPOINT, "1"), call("c1.0")], "0")

@@ -1,4 +1,4 @@
-"""Forks and promotions against a real server: what is made, who may append intents, what is refused, what is forgotten."""
+"""Forks and promotions against a real server: what is made, who may append intents, what is refused and forgotten."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def promoted(store: Store, run_id: str) -> tuple[str, ...]:
     return answer.more
 
 
-# ------------------------------------------------------------------------------------------------------------- forks
+# ---------------------------------------------------------------------------------------------------------------- forks
 
 
 async def test_a_fork_begins_with_its_sources_past_and_the_source_is_not_touched(store: Store) -> None:
@@ -185,7 +185,7 @@ async def test_a_fork_of_a_child_wakes_nobody_and_has_its_lineage(store: Store) 
     assert (await record(store, parent.id)).state is RunState.QUEUED
 
 
-# -------------------------------------------------------------------------------------------------- the right to effects
+# ------------------------------------------------------------------------------------------------- the right to effects
 
 
 async def test_a_read_only_branch_appends_anything_but_intents(store: Store) -> None:
@@ -288,7 +288,7 @@ async def test_a_branch_that_counts_on_an_effect_that_was_undone_is_not_promoted
     assert await promoted(store, early) == (run.id,)
 
 
-# ------------------------------------------------------------------------------------------------------------ child runs
+# ----------------------------------------------------------------------------------------------------------- child runs
 
 
 async def spawn(store: Store, parent: Claim, step: str, host: str = "h3") -> Claim:
@@ -346,7 +346,7 @@ async def test_a_child_that_is_made_after_its_lineage_was_given_away_is_read_onl
     assert (await spawn(store, run, "7")).readonly
 
 
-# --------------------------------------------------------------------------------------------------------- forgetting
+# ----------------------------------------------------------------------------------------------------------- forgetting
 
 
 async def test_a_lineage_of_which_nothing_is_left_is_forgotten(redis_url: str) -> None:

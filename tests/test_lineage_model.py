@@ -93,7 +93,9 @@ class LineageMachine(RuleBasedStateMachine):
         before = self.do(reader.journal(self.store, run.id))
         (sealed,) = chained(link_of(before[-1]) if before else first_link(run.id, claim.job), [raw])
         intents = int(decode_entry(raw).kind == Kind.INTENT)
-        said = self.do(self.store.append(0, [Append(run.id, claim.fence, len(before), 1, [sealed], intents)]))
+        said: dict[str, str] = self.do(
+            self.store.append(0, [Append(run.id, claim.fence, len(before), 1, [sealed], intents)])
+        )
         return said.get(run.id)
 
     def begin(self, run: Branch, step: int, void: str = "") -> EffectBegun:

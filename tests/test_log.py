@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telemetry.log import configure_logging, redact
+from telemetry.log import configure_logging
+from telemetry.redaction import redact
 
 # What people put into a URL as it is, percent-encoded or not.
 passwords = st.text(st.characters(categories=("L", "N", "P", "S"), max_codepoint=0x2FF), min_size=4).filter(

@@ -94,6 +94,12 @@ async def send_safely(call: ToolCall, letter: str) -> str:
     return POST.deliver(letter)
 
 
+@tool(risk=Risk.WRITE, retry=ONCE, idempotent=True, timeout=0.2, schedule_to_close=0.2)
+async def send_quickly(call: ToolCall, letter: str) -> str:
+    await asyncio.sleep(0.001)
+    return POST.deliver(letter)
+
+
 @tool()
 async def read(call: ToolCall, letter: str) -> str:
     return letter.upper()
@@ -124,6 +130,11 @@ async def keyed(run: Run, letter: str) -> str:
 @agent("safe", version="1")
 async def safe(run: Run, letter: str) -> str:
     return await run.call(send_safely, letter)
+
+
+@agent("quick", version="1")
+async def quick(run: Run, letter: str) -> str:
+    return await run.call(send_quickly, letter)
 
 
 @agent("branches", version="1")
@@ -161,8 +172,8 @@ async def parent(run: Run, letter: str) -> str:
     return await run.spawn(sender, letter)
 
 
-AGENTS = (sender, shredder, asker, keyed, safe, branches, ask_in_branches, mixed, failing, parent)
-TOOLS = [send, shred, send_and_ask, send_safely, read]
+AGENTS = (sender, shredder, asker, keyed, safe, quick, branches, ask_in_branches, mixed, failing, parent)
+TOOLS = [send, shred, send_and_ask, send_safely, send_quickly, read]
 
 
 @pytest.fixture
@@ -445,6 +456,16 @@ async def test_to_ask_again_where_the_key_is_honoured_sends_again(
     post.lose = 0
     await client.ask_again(record.id, "0")
     assert output(safe, await deployment.end(record.id)) == "stamp for a"
+
+
+async def test_how_long_people_take_is_not_the_steps_own_time(deployment: Spine, client: Client, post: Post) -> None:
+    first, second = await unknown(deployment, quick, "a"), await unknown(deployment, quick, "b")
+    await asyncio.sleep(0.3)
+    post.lose = 0
+    await client.ask_again(first.id, "0")
+    await client.resolve(second.id, "0", applied=False)
+    assert output(quick, await deployment.end(first.id)) == "stamp for a"
+    assert output(quick, await deployment.end(second.id)) == "stamp for b"
 
 
 async def test_of_two_people_at_once_one_is_believed(deployment: Spine, client: Client, post: Post) -> None:

@@ -417,7 +417,48 @@ async def test_an_anchor_that_is_kept_elsewhere(deployment: Spine, client: Clien
     assert broken(found) == [("anchor_not_found", None)]
 
 
-async def test_a_fork_is_told_with_who_made_it_and_proved_against_its_source(
+async def test_what_a_person_said_of_an_unknown_effect(deployment: Spine, client: Client) -> None:
+    await deployment.host()
+    run_id = await deployment.submit(mailing, "17")
+    await deployment.end(run_id)
+    before = (await client.verify_trail(run_id)).anchor
+    await client.resolve(run_id, "1", applied=True, evidence={"letter": 3}, result="sent", by="kim", why="I saw it")
+    await deployment.state(run_id, RunState.SUCCEEDED)
+    trail = await client.trail(run_id, verify=True, kept=before)
+    assert words(trail.rows)[3:] == ["intent", "resolved", "applied", "ended: succeeded"]
+    resolved, applied = trail.rows[4:6]
+    assert resolved.by == applied.by == "person kim"
+    assert resolved.detail == 'mail: applied; I saw it; evidence {"letter": 3}'
+    assert "why: I saw it" in applied.detail
+    found = trail.verification
+    assert found is not None
+    assert found.holds
+    assert found.notes == ["the anchor that was kept is in the chain, 2 entries before its end"]
+
+
+async def test_a_fork_and_its_promotion(deployment: Spine, client: Client) -> None:
+    await deployment.host()
+    source = await deployment.submit(sleeping, "17")
+    await deployment.waits(source)
+    fork = (await client.fork(source, "1", why="another try", by="lee")).run_id
+    await deployment.waits(fork)
+    await client.promote(fork, why="it was better", by="kim")
+    trail = await client.trail(fork, verify=True)
+    assert words(trail.rows)[:2] == ["asked", "forked"]
+    forked, promoted = row(trail.rows, "forked"), row(trail.rows, "promoted")
+    assert (forked.by, forked.detail) == ("lee", f"from run {source} at step 1: another try")
+    assert (promoted.by, promoted.detail) == ("kim", "it was better")
+    assert trail.verification is not None
+    assert trail.verification.holds, trail.verification.findings
+    assert trail.verification.notes[-1] == f"forked from run {source}: its first entry is that run's"
+    trail = await client.trail(source, verify=True)
+    demoted = row(trail.rows, "demoted")
+    assert (demoted.by, demoted.detail) == ("kim", f"run {fork} has the right to effects now; it was better")
+    assert trail.verification is not None
+    assert trail.verification.holds, trail.verification.findings
+
+
+async def test_a_fork_that_was_made_by_hand_is_proved_against_its_source(
     deployment: Spine, client: Client, hands: Hands
 ) -> None:
     """Made by hand, as a fork that had been parted at step 2: one entry of its own job's chain, then its own."""

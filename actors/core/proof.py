@@ -10,6 +10,7 @@ from typing import Final
 
 from actors.core.chain import WORDS, Ended, checkpoint_facts, seal_of_end
 from actors.journal import CHAIN_BYTES, Entry, decode_entry, first_link, link_of, seal
+from cluster.lifecycle import TERMINAL
 
 _FIRST_CHAINED_VERSION: Final = 2
 _MOST_FINDINGS: Final = 20
@@ -164,9 +165,11 @@ def prove(chain: Chain, anchors: Anchors, kept: str = "") -> Proof:
 
 def anchor_of(proof: Proof, ended: Ended | None) -> str:
     """What is to be kept elsewhere (hex), so that nobody can rewrite the run's past and its end unseen: the seal of its
-    end, which depends on the whole chain, or the last link as long as it goes on.
+    end, which depends on the whole chain, or the last link as long as it goes on (``confirmation_unknown`` is no end).
     """
-    return proof.head if ended is None or not proof.head else seal_of_end(bytes.fromhex(proof.head), ended)
+    if ended is None or ended.state not in TERMINAL or not proof.head:
+        return proof.head
+    return seal_of_end(bytes.fromhex(proof.head), ended)
 
 
 class _Walk:

@@ -1,7 +1,7 @@
 -- submit: makes runs durable and queues them; the same run twice is made once.
 -- ARGV: retention; batch ('' for a child run); parent id and parent fence ('' without a parent); then per run: id,
 --   custom_id, agent, rank of its class (0 is the most valuable), digest of the job, job, deadline ('' | epoch ms |
---   '+ms' from now), max_wait ('' | ms).
+--   '+ms' from now), max_wait ('' | ms), the agent's version that it is pinned to ('' | version).
 -- Returns one integer a run: 1 made, 0 the same job was there already, -1 another job holds the id; or 'STALE' when
 --   the parent's fence is not the one given (nothing is made then).
 -- Invariant: a run id has at most one record for ever, and a made run is counted once and is in the queue once. A child
@@ -15,11 +15,11 @@ if parent ~= '' then
 end
 local answers = {}
 local batch_key = base .. 'batch:' .. batch
-local made, jobs = 0, (#ARGV - 4) / 8
+local made, jobs = 0, (#ARGV - 4) / 9
 -- Class first, then arrival: a counter and not the clock, so that jobs of one millisecond keep their order.
 local arrival = redis.call('HINCRBY', base .. 'counts', 'arrivals', jobs) - jobs
 local queued, ids = {}, {}
-for i = 5, #ARGV, 8 do
+for i = 5, #ARGV, 9 do
   local id = ARGV[i]
   local run = base .. 'run:' .. id
   local digest = redis.call('HGET', run, 'digest')
@@ -33,6 +33,7 @@ for i = 5, #ARGV, 8 do
     redis.call('HSET', run, 'state', 'queued', 'version', 2, 'since', now, 'fence', 0, 'agent', ARGV[i + 2],
       'batch', batch, 'custom_id', ARGV[i + 1], 'digest', ARGV[i + 4], 'job', ARGV[i + 5], 'order', order,
       'accepted_ms', now, 'deadline', deadline, 'max_wait', ARGV[i + 7], 'reason', 'queue')
+    if ARGV[i + 8] ~= '' then redis.call('HSET', run, 'pinned', ARGV[i + 8]) end
     if parent ~= '' then
       redis.call('HSET', run, 'parent', parent)
       redis.call('SADD', base .. 'children:' .. parent, id)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 from actors.contract import ToolCall
 from actors.errors import Ambiguous, Rejected, ToolError
 from penstock.adapters import meaning
-from telemetry.log import redact
+from telemetry.redaction import redact
 
 __all__ = ["check", "mapped_errors", "request", "stream", "timeout_of"]
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from actors.contract import ToolCall
 from actors.errors import Ambiguous, NotApplied, RateLimited, Rejected, ToolError
 from admission.retry_after import asked_to_wait
-from telemetry.log import redact
+from telemetry.redaction import redact
 
 _LOG: Final = logging.getLogger("penstock.adapters")
 _HTTP_MODULES: Final = ("httpx2", "httpx")

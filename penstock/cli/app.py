@@ -13,7 +13,9 @@ from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
 from penstock.cli import shown
 from penstock.cli import trail as trail_command
+from penstock.cli import unknown as unknown_commands
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
+from penstock.cli.evaluating import evaluation
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ cli.add_typer(dependency_commands.group, name="deps")
 cli.add_typer(policy_commands.group, name="policy")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
+cli.command(name="eval")(evaluation)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]
@@ -201,10 +204,14 @@ def status(
     if batch is None:
         whole = ask(lambda client: client.deployment())
         shown.data(whole) if as_json else shown.deployment(whole)
+        by_state = whole.by_state
     else:
         key = batch
         one = ask(lambda client: client.status(key))
         shown.data(one) if as_json else shown.batch(one)
+        by_state = one.by_state
+    if not as_json:
+        unknown_commands.point_to_unknown(by_state, batch)
 
 
 @cli.command()
@@ -265,6 +272,8 @@ def show(run: RunArgument, as_json: AsJson = False) -> None:
     """Show everything that is known of a run, with its journal."""
     view = ask(lambda client: client.show(run))
     shown.data(view) if as_json else shown.run(view)
+    if not as_json:
+        unknown_commands.point_to_run(view)
 
 
 @cli.command()
@@ -301,6 +310,7 @@ def cancel(
 
 
 lineage_commands.add_to(cli)
+unknown_commands.add_to(cli)
 
 
 @cli.command()

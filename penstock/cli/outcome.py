@@ -82,7 +82,7 @@ def _end(error: Exception) -> NoReturn:
     code = code_of(error)
     if code is None:
         raise error
-    from telemetry.log import redact
+    from telemetry.redaction import redact
 
     say(f"error: {redact(_text(error))}")
     raise typer.Exit(code) from None
@@ -101,7 +101,10 @@ def code_of(error: BaseException) -> Exit | None:
         CannotFork,
         InvalidBatch,
         InvalidBatchKey,
+        InvalidResolution,
+        NotTheOpenEffect,
         SubmissionInterrupted,
+        UnusableSpec,
         WaitTimedOut,
     )
 
@@ -110,9 +113,9 @@ def code_of(error: BaseException) -> Exit | None:
             return error.code
         case SubmissionInterrupted():
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
-        case (
-            InvalidBatch() | InvalidBatchKey() | BatchFileError() | DefinitionError() | ValidationError() | CannotFork()
-        ):
+        case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
+            return Exit.BAD_INPUT
+        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
             return Exit.BAD_INPUT
         case WaitTimedOut():
             return Exit.TIMED_OUT

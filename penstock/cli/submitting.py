@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from penstock.views import SubmitReport
 
 
-def app_at_hand(settings: "Settings", named: str | None, folder: Path | None) -> "App | None":
-    """The app whose models check inputs: the one named, or the running local deployment's if it can be imported."""
+def app_at_hand(
+    settings: "Settings",
+    named: str | None,
+    folder: Path | None,
+    otherwise: str = "inputs are checked by its published schemas",
+) -> "App | None":
+    """The app whose models check values: the one named, or the running local deployment's if it can be imported.
+
+    ``otherwise`` is what happens where it cannot, for people.
+    """
     from actors.registry import load_app
     from cluster.config import read_deployment
 
@@ -39,7 +47,7 @@ def app_at_hand(settings: "Settings", named: str | None, folder: Path | None) ->
     try:
         return load_app(recorded["app"])
     except Exception as error:  # the app's own code runs here; hosts have published its schemas as well
-        say(f"app {recorded['app']} cannot be imported here ({error}): inputs are checked by its published schemas")
+        say(f"app {recorded['app']} cannot be imported here ({error}): {otherwise}")
         return None
 
 

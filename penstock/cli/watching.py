@@ -133,7 +133,7 @@ def end_of(status: "BatchStatus") -> None:
         unknown = status.by_state["confirmation_unknown"]
         say(
             f"the outcome of {unknown:,} runs cannot be proved: "
-            f"penstock runs --batch {status.batch} --state confirmation_unknown"
+            f"penstock unknown --batch {status.batch}, then penstock resolve RUN STEP"
         )
     elif code is Exit.NOT_ALL_SUCCEEDED:
         missed = status.total - status.by_state.get("succeeded", 0)

@@ -52,7 +52,7 @@ def is_chained(first: bytes, entries: Iterable[bytes]) -> bool:
 
 
 def job(**fields: object) -> bytes:
-    return encode_job(msgspec.structs.replace(JobRecord(1, {"text": "x"}), **fields))  # type: ignore[arg-type]
+    return encode_job(msgspec.structs.replace(JobRecord(1, {"text": "x"}), **fields))
 
 
 def child_of(parent: Claim, step: str) -> NewRun:
