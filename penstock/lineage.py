@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from actors.core.forking import START, ForkPoint, NoForkPoint, fork_point
+from actors.core.forking import ForkPoint, NoForkPoint, fork_point
 from actors.job import JobRecord, decode_job, encode_job, rank_of
 from actors.journal import first_link
 from cluster import lineage as branches
@@ -66,7 +66,8 @@ class LineageCalls:
 
         Args:
             run_id: the source, in whatever state it is.
-            at: the step's path, as ``show`` tells it, or ``start`` for a fork without any past.
+            at: the step's path, as ``show`` tells it; ``start`` for a fork without any past, ``now`` for one with all
+                that has been recorded.
             input: another input than the source's.
             version: another version of the agent, one that is served here.
             key: the same key gives the same fork of this source, however often it is asked for.
@@ -299,6 +300,3 @@ def _text(what: str, text: str) -> str:
         raise ValueError(f"{what} has {len(text)} characters; give {longest} at most")
     # Lone surrogates (from undecodable arguments, say) have no place in the store.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-__all__ = ["START", "LineageCalls"]

@@ -293,7 +293,7 @@ def test_a_fork_that_has_dropped_what_it_inherited_is_no_other_fork() -> None:
     mark = checkpoint(1, own, kept=False)
     proof = proved([mark, *journal(2, link=link_of(mark), first=1)], **fork)
     assert proof.holds, proof.findings
-    assert proof.notes[-1] == f"forked from run {RUN}; checkpoint c1 has dropped what it had of that run"
+    assert proof.notes[-1] == f"forked from run {RUN}; checkpoint 1 has dropped what it had of that run"
 
 
 # Anchors that are kept elsewhere

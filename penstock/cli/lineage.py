@@ -37,7 +37,9 @@ def fork(
     run: RunArgument,
     at: Annotated[
         str,
-        typer.Option(metavar="STEP", help="The step that is made anew (see `show`), or `start`.", show_default=False),
+        typer.Option(
+            metavar="STEP", help="The step that is made anew (see `show`), or start, or now.", show_default=False
+        ),
     ],
     input: Annotated[
         str | None,
