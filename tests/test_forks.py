@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +24,7 @@ class World:
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()
+        self.keys: defaultdict[str, list[str]] = defaultdict(list)
         self.undone: list[str] = []
         self.reads = 0
         self.held: dict[str, asyncio.Event] = {}
@@ -72,6 +73,7 @@ async def look(call: ToolCall, place: str) -> str:
 async def pay(call: ToolCall, text: str) -> str:
     await WORLD.pass_by(f"pay {text}")
     WORLD.done[f"pay {text}"] += 1
+    WORLD.keys[f"pay {text}"].append(call.idempotency_key)
     return f"paid {text} as {call.run_id}"
 
 
@@ -102,6 +104,11 @@ async def failing(run: Run, order: Order) -> None:
     await run.call(look, "before the end")
     await run.call(mail, order.text)
     raise ValueError("no way to go on")
+
+
+@agent("failing", version="2")
+async def better(run: Run, order: Order) -> str:
+    return await run.call(pay, order.id)
 
 
 @agent("both", version="1")
@@ -259,6 +266,40 @@ async def test_a_past_that_was_undone_is_not_forked(deployment: Spine, client: C
     await deployment.end(run_id)
     with pytest.raises(CannotFork, match=r"the effect of step 0 was undone later, by step 0!undo: fork at step 0"):
         await client.fork(run_id, "2")
+
+
+async def test_what_was_undone_is_done_anew_and_with_another_key(deployment: Spine, client: Client) -> None:
+    await deployment.host()
+    run_id = await deployment.submit(failing, ORDER)
+    await deployment.end(run_id)
+    assert WORLD.undone == ["sorry", "17"]
+    forks = [(await client.fork(run_id, "0")).run_id for _ in range(2)]
+    for fork in forks:
+        await promotion_is_due(deployment, fork)
+    for done, fork in enumerate(forks, 2):
+        await client.promote(fork, why="once more")
+        await deployment.end(fork)
+        # The first receipt is of what is not there any more, and so is the second one's by then.
+        assert WORLD.done == {"pay 17": done, "mail sorry": done}
+        assert WORLD.undone == ["sorry", "17"] * done
+    assert len(set(WORLD.keys["pay 17"])) == 3, "a remote that knows the key would answer as if it were still done"
+
+
+async def test_what_was_undone_and_done_anew_is_inherited_by_the_next(deployment: Spine, client: Client) -> None:
+    await deployment.host(failing)
+    run_id = await deployment.submit(failing, ORDER)
+    await deployment.end(run_id)
+    await deployment.host(better)
+    first, second = [(await client.fork(run_id, "0", version="2")).run_id for _ in range(2)]
+    for fork in (first, second):
+        await promotion_is_due(deployment, fork)
+    await client.promote(first, why="the fix")
+    assert output(better, await deployment.end(first)) == f"paid 17 as {first}"
+    await client.promote(second, why="again")
+    assert output(better, await deployment.end(second)) == f"paid 17 as {first}"
+    assert WORLD.done["pay 17"] == 2
+    (key,) = {decode_receipt(each.facts).key for each in await deployment.journal(first) if each.kind == Kind.CALL}
+    assert key == WORLD.keys["pay 17"][1]
 
 
 # ------------------------------------------------------------------------------------------------- the right to effects
