@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos lint format types imports check bench figures-spine figures-dependencies lock clean
+.PHONY: help venv demo test test-quick chaos matrix lint format types imports check bench figures-spine figures-dependencies lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-quick: $(STAMP) ## run the tests that take no cluster and little time
 
 chaos: $(STAMP) ## strike a real cluster every few seconds, for minutes
 	@$(BIN)/python -m pytest -m chaos -s $(PYTEST_ARGS)
+
+matrix: $(STAMP) ## strike every point of the effect protocol by every fault, for every kind of tool; about 5 minutes
+	@$(BIN)/python -m pytest -m matrix -s $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

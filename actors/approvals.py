@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
+from actors.attempts import Outcome
 from actors.contract import Tool
 from actors.core.outcome import StepEnd
 from actors.core.parking import Wait
@@ -18,7 +19,7 @@ from actors.journal import Entry, Kind, Status, decode_error, encode_error
 from actors.sanitized import shown_arguments
 from actors.schema import canonical_digest
 from actors.scope import wake
-from actors.verdict import failed
+from actors.verdict import failed, unknown
 from admission.approval import Action, ApprovalState, Decision, Request, Terms, Use, approval_id, new_request
 from admission.approval_errors import (
     ApprovalExpired,
@@ -93,8 +94,8 @@ async def approved(
 ) -> str:
     """Returns the approval's id when people have approved this exact call; until then the run waits, unloaded.
 
-    To be called whenever a call that needs approval is not recorded yet, also where its intent is: what the journal has
-    is verified again. Where the call is recorded, :func:`passed` instead.
+    To be called whenever a call that needs approval is not recorded yet; what the journal has is verified again. Where
+    its intent is open, :func:`proved` instead, and where the call is recorded, :func:`passed`.
 
     Args:
         engine: the run.
@@ -112,8 +113,9 @@ async def approved(
     """
     step, keys = path + SUFFIX, engine.services.approval_keys
     action = action_of(engine, path, tool, values, business_key)
-    bound = canonical_digest([_bound_arguments(tool, values), business_key])
-    entry = _recorded(engine, step, tool.name, bound)
+    bound = _known_by(tool, values, business_key)
+    recorded(engine, path)
+    entry = engine.ask(step, Kind.APPROVAL, tool.name, bound)
     if entry is not None and entry.status == Status.FAILED:
         error = decode_error(entry.payload)
         raise ApprovalDenied(error.error_class, error.message, path, error.end, error.ended_by)
@@ -147,11 +149,30 @@ def passed(engine: "RunEngine", path: str) -> str:
     return msgspec.json.decode(entry.payload, type=Granted).approval
 
 
+def proved(engine: "RunEngine", path: str, tool: Tool[Any, Any], values: list[Any], business_key: str = "") -> str:
+    """The id of the approval of a call whose intent is open, verified again.
+
+    Where it has none, nobody knows how the intent has come there, and whether it was sent: the run ends as
+    ``confirmation_unknown``.
+    """
+    entry = recorded(engine, path)
+    action = action_of(engine, path, tool, values, business_key)
+    if entry is None or entry.status != Status.OK:
+        text = "its intent is in the journal, and no approval, which it needs"
+        engine.abort(unknown(path, tool.name, Outcome(0, error=("Unapproved", text), unknown=True)))
+    engine.ask(path + SUFFIX, Kind.APPROVAL, tool.name, _known_by(tool, values, business_key))
+    return _proved(engine, path, entry, action)
+
+
 # The journal
 
 
-def _recorded(engine: "RunEngine", step: str, name: str, bound: bytes) -> Entry | None:
-    """What the journal has, unless it is of the run that this one was forked from: that approval is void here."""
+def recorded(engine: "RunEngine", path: str) -> Entry | None:
+    """What the journal has of a call's approval that has not been come to yet.
+
+    What is of the run that this one was forked from is void here, and is taken out; but a denial is part of the past.
+    """
+    step = path + SUFFIX
     there = None if engine.replay is None else engine.replay.recorded(step)
     if there is not None and there.status != Status.FAILED and engine.job.forked_from:
         run = _run_of(there)
@@ -159,7 +180,7 @@ def _recorded(engine: "RunEngine", step: str, name: str, bound: bytes) -> Entry 
             assert engine.replay is not None
             engine.replay.drop(step)
             return None
-    return engine.ask(step, Kind.APPROVAL, name, bound)
+    return there
 
 
 def _run_of(entry: Entry) -> str:
@@ -257,6 +278,11 @@ def _proved(engine: "RunEngine", path: str, entry: Entry, action: Action) -> str
         refusal = error
     step, end = path + SUFFIX, StepEnd.APPROVAL_DENIED.value
     engine.abort(failed(type(refusal).__name__, str(refusal), step, end, end=end, ended_by="the host's verification"))
+
+
+def _known_by(tool: Tool[Any, Any], values: list[Any], business_key: str) -> bytes:
+    """What a replay knows the approval's step by: not by the run, since a fork has its parent's denials."""
+    return canonical_digest([_bound_arguments(tool, values), business_key])
 
 
 def _bound_arguments(tool: Tool[Any, Any], values: list[Any]) -> bytes:

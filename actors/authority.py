@@ -84,8 +84,7 @@ class Authority:
             job: the run's job: its tenant and its grants.
             agent: the agent's name.
         """
-        needs = tool.options.effect.needs_approval
-        asks = needs if isinstance(needs, bool) else _asks(tool, values)
+        asks = asks_approval(tool, values)
         key = (tool, job.tenant, agent, job.grants, asks)
         plan = self._plans.get(key)
         if plan is not None and plan.fixed is not None:
@@ -123,9 +122,11 @@ class Authority:
         self._denied = Decision(Permission.DENY, UNREADABLE, record.version, text)
 
 
-def _asks(tool: Tool[Any, Any], values: list[Any]) -> bool:
+def asks_approval(tool: Tool[Any, Any], values: list[Any]) -> bool:
     """Whether the tool itself wants an approval of this call; where its function fails, it does."""
     needs: Any = tool.options.effect.needs_approval
+    if isinstance(needs, bool):
+        return needs
     positional = len(values) - len(tool.signature.keywords)
     named = dict(zip(tool.signature.keywords, values[positional:], strict=True))
     try:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from actors import approvals, effects, simulated
 from actors.attempts import NoMore, Outcome
+from actors.authority import asks_approval
 from actors.contract import Tool
 from actors.core.outcome import StepEnd
 from actors.journal import Entry, Kind, Status
-from actors.receipts import decode_intent_facts
+from actors.receipts import decode_intent_facts, decode_resolution
 from actors.scope import SCOPE
 from actors.tool_step import ToolStep, keyed, no_more_outcome, recorded, tool_step
 from admission.approval import DEFAULT_TERMS, Terms
@@ -64,26 +65,44 @@ async def _made(step: ToolStep, entry: Entry | None) -> Any:
 async def _permitted(step: ToolStep, entry: Entry | None) -> Outcome | None:
     """How the step ends where the call is not permitted; None once it is, and people have approved what they have to.
 
-    What was permitted when it began goes on under that; its approval is proved again.
+    What was permitted when it began goes on under that; its approval is proved again. What people were asked they
+    decide, whatever policy is in force by then, unless it denies the call.
     """
-    engine, tool, values = step.engine, step.tool, step.asked.values
+    engine, path, tool, values = step.engine, step.path, step.tool, step.asked.values
+    asked = approvals.recorded(engine, path)
     if entry is not None and entry.kind in (Kind.INTENT, Kind.RESOLUTION):
-        if entry.facts and decode_intent_facts(entry.facts).approval:
-            step.approval = await approvals.approved(
-                engine, step.path, tool, values, DEFAULT_TERMS, business_key=step.business_key
-            )
+        if entry.kind == Kind.RESOLUTION and decode_resolution(entry.payload).applied:
+            approvals.passed(engine, path)
+        elif asked is not None or asks_approval(tool, values) or _names_approval(entry):
+            if entry.kind == Kind.INTENT:
+                step.approval = approvals.proved(engine, path, tool, values, step.business_key)
+            else:
+                step.approval = await _approved(step, DEFAULT_TERMS, "")
         return None
+    if asked is not None and asked.status == Status.FAILED:
+        await _approved(step, DEFAULT_TERMS, "")  # raises what is recorded
     decision = engine.services.authority.decide(tool, values, job=engine.job, agent=engine.claim.agent)
     step.permission = decision.facts
     if decision.outcome is Permission.DENY:
+        approvals.passed(engine, path)
         error = ("NotPermitted", decision.text)
         return Outcome(0, error=error, end=StepEnd.NOT_PERMITTED, ended_by=f"rule {decision.rule}")
-    if decision.terms is not None:
-        terms = Terms.model_validate(decision.terms.model_dump())
-        step.approval = await approvals.approved(
-            engine, step.path, tool, values, terms, rule=decision.rule, business_key=step.business_key
-        )
+    if asked is not None or decision.terms is not None:
+        step.approval = await _approved(step, decision.terms or DEFAULT_TERMS, decision.rule)
+        if entry is None:
+            # The time that people took is none of the call's.
+            step.asked.began = engine.services.clock()
     return None
+
+
+async def _approved(step: ToolStep, terms: Terms, rule: str) -> str:
+    return await approvals.approved(
+        step.engine, step.path, step.tool, step.asked.values, terms, rule=rule, business_key=step.business_key
+    )
+
+
+def _names_approval(intent: Entry) -> bool:
+    return bool(intent.facts and decode_intent_facts(intent.facts).approval)
 
 
 async def _read(step: ToolStep) -> Any:

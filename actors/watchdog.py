@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from actors.engine import RunEngine
-from actors.journal import encode_error
 from actors.run import Run
+from actors.verdict import Verdict, failed
 from cluster import scripts
 from cluster.config import Settings
 from cluster.keys import Keys, partition_of
-from cluster.lifecycle import RunState
 from cluster.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 _BEAT_S: Final = 0.25
 _NOTES_KEPT_MS: Final = 86_400_000
 EXIT_CODE: Final = 70
+BLOCKED: Final = "event_loop_blocked"
 _LOG: Final = logging.getLogger("penstock.watchdog")
 
 
@@ -142,19 +142,22 @@ class Watchdog:
         if engine is not None:
             last = stack.strip().splitlines()[-2:] if stack else []
             message = f"the agent blocked its host's event loop for {blocked_s:.0f} s without await: {' '.join(last)}"
-            claim = engine.claim
-            queue = self._keys().queues[partition_of(claim.id)]
-            self._try(
-                "end the run",
-                lambda store: store.eval(
-                    scripts.FINISH.text, 1, queue, self._settings.retention.argument,
-                    claim.id, claim.fence, self._host.host, RunState.FAILED.value, "event_loop_blocked", b"",
-                    encode_error("EventLoopBlocked", message),
-                ),
-            )  # fmt: skip
+            self._end_run(engine, failed("EventLoopBlocked", message, reason=BLOCKED))
         _LOG.critical("host %s: ends itself, its event loop has been blocked for %.1f s", self._host.host, blocked_s)
         logging.shutdown()
         os._exit(EXIT_CODE)
+
+    def _end_run(self, engine: RunEngine, verdict: Verdict) -> None:
+        keys, run_id = self._keys(), engine.claim.id
+        if engine.has_effects:
+            # They may be open, or have to be undone: the next host ends the run, and its code does not run for that.
+            self._try("have the run ended", lambda store: store.hset(keys.run(run_id), "cancel", BLOCKED))
+            return
+        # Without a seal: what is on its way to the journal while the loop stands still, nobody knows here.
+        end = (run_id, engine.claim.fence, self._host.host, verdict.state.value, verdict.reason, b"", verdict.error)
+        arguments = (self._settings.retention.argument, *end, "", "")
+        queue = keys.queues[partition_of(run_id)]
+        self._try("end the run", lambda store: store.eval(scripts.FINISH.text, 1, queue, *arguments))
 
     def _keys(self) -> Keys:
         return self._host.store.keys

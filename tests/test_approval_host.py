@@ -6,6 +6,7 @@ Whoever can write to the store and has no key is played by hands that change rec
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -25,14 +26,20 @@ from approvers import (
     payer,
     read,
     said,
+    send,
+    sender,
     wire,
     write,
 )
 from hosting import Spine, output, spine, until
 
 from actors.approvals import Granted, Proof, action_of
+from actors.contract import agent
+from actors.errors import ApprovalDenied, NotPermitted
 from actors.job import JobRecord, decode_job
 from actors.journal import Kind, Status, decode_entry, decode_error, encode_entry
+from actors.receipts import IntentFacts, decode_intent_facts, encode_facts
+from actors.run import Run
 from admission.approval import Decision, Request, Terms, Use
 from admission.approval_errors import (
     ActionChanged,
@@ -571,6 +578,116 @@ async def test_an_action_is_the_call_and_nothing_less(redis_url: str) -> None:
             assert action_of(engine, "0", wire, values).digest == view.action
             assert action_of(engine, "1", wire, values).digest != view.action
             assert action_of(engine, "0", wire, values, "key").digest != view.action
+
+
+# Effects, and policies
+
+
+async def test_an_effect_goes_on_under_its_approval_after_its_host_died(redis_url: str) -> None:
+    """The intent names it; it is proved again before the effect is sent again, and nobody is asked twice."""
+    async with spine(redis_url, sender, **keys_setting()) as deployment, client_of(deployment) as client:
+        WORLD.holds = True
+        host = await deployment.host()
+        run_id = await deployment.submit(sender, "o-1")
+        view = await asked(client, run_id)
+        await client.approve(view.id)
+        await until(lambda: bool(WORLD.calls), "the effect is sent")
+        await deployment.lose(host)
+        WORLD.holds = False
+        await deployment.host()
+        assert output(sender, await deployment.end(run_id)) == "sent o-1"
+        assert len(WORLD.calls) == 2
+        assert len(set(WORLD.calls)) == 1
+        facts = [
+            decode_intent_facts(each.facts).approval
+            for each in await deployment.journal(run_id)
+            if each.kind == Kind.INTENT
+        ]
+        assert facts == [view.id]
+        assert [each.id for each in await client.approvals(all=True)] == [view.id]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "what was asked"])
+async def test_an_intent_without_the_approval_that_it_needs_is_not_sent(redis_url: str, kept: str) -> None:
+    """Somebody writes an intent into the journal, as if the call had been permitted."""
+    async with spine(redis_url, sender, **keys_setting()) as deployment, client_of(deployment) as client:
+        host = await deployment.host()
+        run_id = await deployment.submit(sender, "o-1")
+        await asked(client, run_id)
+        await deployment.waits(run_id)
+        await deployment.lose(host)
+        (entry,) = await deployment.journal(run_id)
+        values, arguments = send.signature.bind(("o-1",), {})
+        facts = encode_facts(IntentFacts(key="k", identity="i", arguments=msgspec.Raw(send.signature.dump(values))))
+        forged = msgspec.structs.replace(
+            entry, kind=Kind.INTENT.value, step="0", digest=arguments, payload=b"", facts=facts
+        )  # fmt: skip
+        key = deployment.store.keys.journal(run_id)
+        if kept == "nothing":
+            await _put_entry(deployment, run_id, forged)
+        else:
+            await deployment.store.command(key, "RPUSH", key, encode_entry(forged))
+        timers = deployment.store.keys.of(partition_of(run_id), "timers")
+        await deployment.store.command(timers, "ZADD", timers, 1, run_id)
+        await deployment.host()
+        record = await deployment.end(run_id)
+        assert record.state is RunState.CONFIRMATION_UNKNOWN
+        assert "no approval, which it needs" in decode_error(record.error).message
+        assert WORLD.calls == []
+
+
+def policy(outcome: str, **rule: Any) -> str:
+    wanted = {"name": "r", "outcome": outcome, "tools": "wire", **rule}
+    open_to_all = {"name": "rest", "outcome": "allow", "tiers": ["read", "write"]}
+    return json.dumps({"rules": [wanted, open_to_all]})
+
+
+@agent("plain", version="1")
+async def plain(run: Run, order: str) -> str:
+    """Calls what needs an approval only where a policy says so."""
+    try:
+        return await run.call(wire, order, 1)
+    except (ApprovalDenied, NotPermitted) as refused:
+        return f"{refused.error_class}: {refused.message}"
+
+
+async def test_what_was_asked_is_decided_on_its_own_terms_whatever_the_policy_is_by_then(redis_url: str) -> None:
+    first = policy("approve", approval={"approvers": ["ann"], "needed": 1})
+    fields = keys_setting() | {"policy_yaml": first}
+    async with spine(redis_url, plain, **fields) as deployment, client_of(deployment) as client:
+        host = await deployment.host()
+        view = await asked(client, await deployment.submit(plain, "o-1"))
+        await deployment.waits(view.run_id)
+        assert (view.approvers, view.rule) == (("ann",), "r")
+        await client.set_policy(policy("allow"), by="mallory")
+        await _wake(deployment, view)
+        await until(lambda: _has_woken(deployment, view), "it looks again")
+        assert WORLD.calls == []
+        with pytest.raises(NotAnApprover):
+            await client.approve(view.id)
+        await client.approve(view.id, by="ann")
+        assert output(plain, await deployment.end(view.run_id)) == "wired"
+        assert host.runs == {}
+
+
+async def _has_woken(deployment: Spine, view: ApprovalView) -> bool:
+    record = await deployment.record(view.run_id)
+    return record.fence > 1 and record.state is RunState.WAITING
+
+
+async def test_a_policy_that_denies_by_then_ends_the_wait(redis_url: str) -> None:
+    fields = keys_setting() | {"policy_yaml": policy("approve")}
+    async with spine(redis_url, plain, **fields) as deployment, client_of(deployment) as client:
+        host = await deployment.host()
+        view = await asked(client, await deployment.submit(plain, "o-1"))
+        await deployment.waits(view.run_id)
+        await deployment.lose(host)
+        await client.approve(view.id)
+        await client.set_policy(policy("deny", reason="no more"), by="ann")
+        await deployment.host()
+        assert output(plain, await deployment.end(view.run_id)).startswith("NotPermitted: ")
+        assert WORLD.calls == []
+        assert (await client.approval(view.id)).approval.state == "void"
 
 
 # Who says why it waits

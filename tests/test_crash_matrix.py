@@ -1,4 +1,4 @@
-"""Every point of the effect protocol × every fault × every kind of tool, on a real cluster: the world's ledger judges.
+"""Every point of the effect protocol by every fault by every kind of tool, on a real cluster: the ledger judges.
 
 The docs have the table of what each cell comes to. A few cells are in the default suite; all of them are `make matrix`.
 """
@@ -44,11 +44,11 @@ async def judged(matrix: Matrix, cells: list[Cell]) -> list[Found]:
         for cell in cells:
             found.append(await matrix.found(client, cell))
             end = found[-1]
-            print(f"{cell}: {end.state} ×{end.applied} ({end.took_s:.1f} s)", flush=True)
+            print(f"{cell}: {end.state} x{end.applied} ({end.took_s:.1f} s)", flush=True)
     wrong = [
         end for end in found if end.state != promised[end.cell].state or end.applied not in promised[end.cell].applied
     ]
-    assert not wrong, "\n".join(f"{end.cell}: {end.state} ×{end.applied}, not {promised[end.cell]}" for end in wrong)
+    assert not wrong, "\n".join(f"{end.cell}: {end.state} x{end.applied}, not {promised[end.cell]}" for end in wrong)
     assert all(end.applied <= 1 for end in found)
     assert all(end.listed == (end.state == "unknown") for end in found)
     return found

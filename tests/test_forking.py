@@ -58,7 +58,15 @@ def test_timers_and_values_are_kept_though_nothing_closes_them() -> None:
     assert point.left_open == ()
 
 
-@pytest.mark.parametrize("status", [Status.OPEN, Status.OK, Status.FAILED])
+def test_a_denial_is_part_of_the_past() -> None:
+    asked, denied = entry(Kind.APPROVAL, "1!approval", Status.OPEN), entry(Kind.APPROVAL, "1!approval", Status.FAILED)
+    journal = [call("0"), asked, denied, call("2"), call("3")]
+    assert kept(journal, "3") == ["0", "1!approval", "2"]
+    assert fork_point(SOURCE, [], journal, "3").left_open == ()
+    assert kept(journal, "1") == ["0"]
+
+
+@pytest.mark.parametrize("status", [Status.OPEN, Status.OK])
 def test_an_approval_is_kept_only_with_the_action_that_used_it(status: Status) -> None:
     approval = entry(Kind.APPROVAL, "1!approval", status)
     journal = [call("0"), approval, call("b0.0"), *effect("1"), call("2")]

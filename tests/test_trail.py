@@ -73,7 +73,7 @@ async def test_a_trail_goes_from_the_job_to_the_end(deployment: Spine, client: C
     await deployment.end(run_id)
     trail = await client.trail(run_id, verify=True)
     assert words(trail.rows) == [
-        "asked", "started", "called", "value", "intent", "applied", "ended: succeeded",
+        "asked", "started", "called", "value", "permitted", "intent", "applied", "ended: succeeded",
     ]  # fmt: skip
     asked = trail.rows[0]
     assert "tenant shop" in asked.detail
@@ -89,7 +89,7 @@ async def test_a_trail_goes_from_the_job_to_the_end(deployment: Spine, client: C
     end = trail.rows[-1]
     assert end.by.endswith("its owner")
     assert end.facts["output"] == "receipt for 17"
-    assert [each.place for each in trail.rows] == [None, None, 0, 1, 2, 3, None]
+    assert [each.place for each in trail.rows] == [None, None, 0, 1, 2, 2, 3, None]
     assert all(len(each.link) == 8 for each in trail.rows if each.what != "started")
     found = trail.verification
     assert found is not None
@@ -169,10 +169,10 @@ async def test_effects_that_were_undone(deployment: Spine, client: Client) -> No
     await deployment.end(run_id)
     trail = await client.trail(run_id, verify=True)
     assert words(trail.rows) == [
-        "asked", "started", "intent", "applied", "failed", "ending", "intent", "undone", "ended: failed",
+        "asked", "started", "permitted", "intent", "applied", "failed", "ending", "intent", "undone", "ended: failed",
     ]  # fmt: skip
     assert "2 attempts; NotApplied: nobody listens" in row(trail.rows, "failed").detail
-    assert "to undo step 0" in trail.rows[6].detail
+    assert "to undo step 0" in trail.rows[7].detail
     assert "undone: pay at step 0" in trail.rows[-1].detail
     assert trail.verification is not None
     assert trail.verification.holds, trail.verification.findings
@@ -192,7 +192,7 @@ async def test_a_run_that_moves_keeps_one_chain(deployment: Spine, client: Clien
     GATE.set()
     await deployment.end(run_id)
     trail = await client.trail(run_id, verify=True)
-    assert words(trail.rows) == ["asked", "started", "intent", "applied", "called", "ended: succeeded"]
+    assert words(trail.rows) == ["asked", "started", "permitted", "intent", "applied", "called", "ended: succeeded"]
     assert row(trail.rows, "started").detail == f"version 1, moved to another host once, last to {second.host}"
     assert trail.verification is not None
     assert trail.verification.holds
@@ -269,7 +269,7 @@ async def test_a_checkpoint_keeps_the_past_of_a_run_with_effects(
     archive = hands.archive(run_id)
     trail = await client.trail(run_id, verify=True)
     assert words(trail.rows)[2:-1] == [
-        "checkpoint", "called", "intent", "applied", "checkpoint", "called", "checkpoint", "called",
+        "checkpoint", "called", "permitted", "intent", "applied", "checkpoint", "called", "checkpoint", "called",
     ]  # fmt: skip
     found = trail.verification
     assert found is not None
@@ -425,8 +425,8 @@ async def test_what_a_person_said_of_an_unknown_effect(deployment: Spine, client
     await client.resolve(run_id, "1", applied=True, evidence={"letter": 3}, result="sent", by="kim", why="I saw it")
     await deployment.state(run_id, RunState.SUCCEEDED)
     trail = await client.trail(run_id, verify=True, kept=before)
-    assert words(trail.rows)[3:] == ["intent", "resolved", "applied", "ended: succeeded"]
-    resolved, applied = trail.rows[4:6]
+    assert words(trail.rows)[3:] == ["permitted", "intent", "resolved", "applied", "ended: succeeded"]
+    resolved, applied = trail.rows[5:7]
     assert resolved.by == applied.by == "person kim"
     assert resolved.detail == 'mail: applied; I saw it; evidence {"letter": 3}'
     assert "why: I saw it" in applied.detail
@@ -499,7 +499,7 @@ async def test_the_sync_client_has_trails(deployment: Spine) -> None:
         with SyncClient(settings=deployment.settings) as client:
             return len(client.trail(run_id).rows), client.verify_trail(run_id).holds
 
-    assert await asyncio.to_thread(ask) == (7, True)
+    assert await asyncio.to_thread(ask) == (8, True)
 
 
 # Rows of entries that the hosts of these tests do not write

@@ -80,7 +80,7 @@ def test_a_trail_is_a_table_or_json(desk: Desk) -> None:
     data = desk.data(run_id)
     assert data["verification"] is None
     assert [row["what"] for row in data["rows"]] == [
-        "asked", "started", "called", "value", "intent", "applied", "ended: succeeded",
+        "asked", "started", "called", "value", "permitted", "intent", "applied", "ended: succeeded",
     ]  # fmt: skip
 
 

@@ -126,6 +126,9 @@ def _closes(entry: Entry) -> bool:
 def _is_kept(entry: Entry, closed: set[str]) -> bool:
     if entry.kind in (Kind.CHECKPOINT, Kind.VALUE, Kind.TIMER):
         return True
+    if entry.kind == Kind.APPROVAL and entry.status == Status.FAILED:
+        # A denial is all that such a call has come to: its step has no other end.
+        return True
     # An approval is of one action of one run: only one that has been used is a part of the past.
     step = entry.step.removesuffix(APPROVAL_SUFFIX) if entry.kind == Kind.APPROVAL else entry.step
     return step in closed

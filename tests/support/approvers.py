@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -11,10 +12,10 @@ from hosting import Spine, until
 from pydantic import SecretStr
 
 from actors import approvals
-from actors.errors import ApprovalDenied
+from actors.errors import ApprovalDenied, NotPermitted
 from admission.approval import Action, Decision, Request, Terms, new_request
 from admission.signature import Keyring
-from penstock import Client, Run, ToolCall, agent, tool
+from penstock import Client, Risk, Run, ToolCall, agent, tool
 from penstock.approval_facts import ApprovalView
 
 SECRET = "k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -35,6 +36,7 @@ class World:
         self.calls: list[Any] = []
         self.amount = 100
         self.terms = Terms()
+        self.holds = False
 
 
 WORLD = World()
@@ -75,6 +77,24 @@ async def guarded(run: Run, order: str) -> str:
     if order == "stay":
         await run.sleep(60)
     return done
+
+
+@tool(risk=Risk.WRITE, needs_approval=True, idempotent=True)
+async def send(call: ToolCall, order: str) -> str:
+    """An effect that people have to approve; while the world is holding calls, one that gets no answer."""
+    WORLD.calls.append((order, call.idempotency_key))
+    if WORLD.holds:
+        await asyncio.Event().wait()
+    return f"sent {order}"
+
+
+@agent("sender", version="1")
+async def sender(run: Run, order: str) -> str:
+    """Says what became of it."""
+    try:
+        return await run.call(send, order)
+    except (ApprovalDenied, NotPermitted) as refused:
+        return f"{refused.error_class}: {refused.message}"
 
 
 @contextlib.asynccontextmanager

@@ -40,7 +40,7 @@ POLL_S = 0.01
 # The tools' timeout is 1.5 s: what is held for longer is given up, and lands within their 2.5 s.
 LATE_MS = 1000
 TOO_LATE_MS = 2000
-_EXPECTED = re.compile(r"(succeeded|unknown) ×(\d)(?:–(\d))?")
+_EXPECTED = re.compile(r"(succeeded|unknown) x(\d)(?:-(\d))?")
 
 
 class Cell(NamedTuple):
@@ -51,7 +51,7 @@ class Cell(NamedTuple):
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.point} × {self.fault} × {self.kind}"
+        return f"{self.point}, {self.fault}, {self.kind}"
 
 
 class End(NamedTuple):
@@ -136,6 +136,7 @@ class Matrix:
             self.world.order(action, conduct)
         strikes.order(self.directory, Strike(number, cell.point, cell.fault, f"pay_{cell.kind}", self.server.pid or 0))
         job = {"custom_id": action, "agent": "pays-once", "input": {"kind": cell.kind, "action": action}}
+        job["grants"] = ["write"]
         await client.submit([job], batch=action)
         run_id = job_run_id(f"batch:{action}", action, client.store.keys.partitions)
         pid = await self._struck(number)
@@ -150,16 +151,16 @@ class Matrix:
 
     async def _struck(self, number: int) -> int:
         async with asyncio.timeout(PATIENCE_S):
-            while (pid := strikes.struck_pid(self.directory, number)) is None:
+            while (pid := strikes.struck_pid(self.directory, number)) is None:  # noqa: ASYNC110 - a file
                 await asyncio.sleep(POLL_S)
         return pid
 
     async def _thawed(self, client: Client, run_id: str, pid: int) -> None:
-        """Lets the frozen host go on when another one has its run, and waits until it has come back as somebody else."""
+        """Lets the frozen host go on when another one has its run, and waits until it has come back anew."""
         frozen = await self._record(client, run_id)
         async with asyncio.timeout(PATIENCE_S):
             try:
-                while (await self._record(client, run_id)).fence == frozen.fence:
+                while (await self._record(client, run_id)).fence == frozen.fence:  # noqa: ASYNC110 - a store
                     await asyncio.sleep(POLL_S)
             finally:
                 os.kill(pid, signal.SIGCONT)
@@ -172,7 +173,7 @@ class Matrix:
 
     async def _ended(self, client: Client, run_id: str) -> RunRecord:
         async with asyncio.timeout(PATIENCE_S):
-            while (record := await self._record(client, run_id)).state not in ENDS:
+            while (record := await self._record(client, run_id)).state not in ENDS:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
         return record
 
