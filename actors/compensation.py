@@ -137,7 +137,8 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
         step = tool_step(engine, effect.call.step + UNDO, hook, values, effect.call.digest, entry)
     except InvalidValue as error:
         return f"its arguments and result do not fit its compensation: {error}"
-    step.undoes = effect.call.step
+    # Another branch that has caused the same anew undoes that, and not this.
+    step.undoes, step.undoes_record, step.branch_only = effect.call.step, effect.facts.identity, True
     # The run is over: neither its deadline nor the time that the effect itself had bounds this.
     now = engine.services.clock()
     step.asked = dataclasses.replace(step.asked, began=now, run_deadline=math.inf, key=step.key)
