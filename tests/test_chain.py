@@ -141,6 +141,20 @@ def test_a_head_that_is_no_link_is_no_crash() -> None:
         assert (Break.OUTCOME, None) in kinds(proved(entries, broken))
 
 
+def test_an_end_that_was_sealed_without_a_head() -> None:
+    """By a host that ended itself and did not know how far the journal had come."""
+    start = first_link(RUN, JOB)
+    sealed = dataclasses.replace(end(start), head="")
+    for count in (0, 3):
+        proof = proved(journal(count), sealed)
+        assert proof.holds
+        assert proof.notes == ["no owner has anchored the head: a tail that was cut off would not be seen"]
+    changed = dataclasses.replace(end(start, output=b"2"), head="")
+    assert kinds(proved(journal(3), changed)) == [(Break.OUTCOME, None)]
+    # Taking away the head of an end that was sealed with it is no way around it.
+    assert not proved(journal(2), dataclasses.replace(whole(journal(3)), head="")).holds
+
+
 def test_only_words_of_people_may_follow_an_anchored_head() -> None:
     entries = journal(3)
     at_rest = Anchors(link_of(entries[-1]).hex(), at_rest=True)

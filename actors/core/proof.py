@@ -265,7 +265,7 @@ class _Walk:
 def _prove_head(proof: Proof, anchors: Anchors, links: Mapping[str, int], raws: Sequence[bytes], dropped: str) -> None:
     """Whether the chain goes on to what its owner says was its end."""
     if not anchors.head:
-        proof.notes.append("no owner has anchored the head yet: a tail that was cut off would not be seen")
+        proof.notes.append("no owner has anchored the head: a tail that was cut off would not be seen")
         return
     place = proof.anchored = links.get(anchors.head)
     if place is None:
@@ -302,7 +302,8 @@ def _prove_end(proof: Proof, anchors: Anchors, walk: _Walk) -> None:
         else:
             proof.notes.append(f"ended by the store ({state}: {anchors.ended.reason}): no owner has sealed its end")
         return
-    head = _unhex(anchors.head)
+    # A host that ends itself does not know how far the journal has come: it seals with the start of the chain.
+    head = _unhex(anchors.head) if anchors.head else first_link(anchors.ended.run_id, anchors.ended.job)
     if len(head) != CHAIN_BYTES or seal_of_end(head, anchors.ended) != anchors.seal:
         parts = "state, reason, output, error, job, agent, version, batch, custom id or parent"
         proof.add(Break.OUTCOME, None, "", f"the seal of its end does not fit: {parts} (or seal or head) was changed")

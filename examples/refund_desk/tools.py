@@ -141,7 +141,24 @@ async def decide(call: ToolCall, ticket: Ticket, order: Order) -> Decision:
         raise Rejected(f"the model gave no decision, but {(content or 'nothing')[:EXCERPT]!r}") from error
 
 
-@tool(dependency=PAYMENTS.name, risk=Risk.WRITE, timeout=10, idempotent=True, scopes=["refunds:issue"])
+async def pretend_refund(call: ToolCall, order_id: str, amount_cents: int, reason: str) -> Refund:
+    """What a refund would have brought, for evaluations."""
+    return Refund(refund_id=f"simulated-{call.run_id}", order_id=order_id, amount_cents=amount_cents)
+
+
+async def pretend_answer(call: ToolCall, answer: AnswerRequest) -> Answer:
+    """What an answer would have brought, for evaluations."""
+    return Answer(answer_id=f"simulated-{call.run_id}", **answer.model_dump())
+
+
+@tool(
+    dependency=PAYMENTS.name,
+    risk=Risk.WRITE,
+    timeout=10,
+    idempotent=True,
+    scopes=["refunds:issue"],
+    simulate=pretend_refund,
+)
 async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason: str) -> Refund:
     """Pay back `amount_cents` of an order. The payment service applies each idempotency key once."""
     return await ask(
@@ -149,7 +166,14 @@ async def issue_refund(call: ToolCall, order_id: str, amount_cents: int, reason:
     )
 
 
-@tool(dependency=TICKETS.name, risk=Risk.WRITE, timeout=10, idempotent=True, scopes=["answers:write"])
+@tool(
+    dependency=TICKETS.name,
+    risk=Risk.WRITE,
+    timeout=10,
+    idempotent=True,
+    scopes=["answers:write"],
+    simulate=pretend_answer,
+)
 async def write_answer(call: ToolCall, answer: AnswerRequest) -> Answer:
     """Answer the customer. The ticket service writes each idempotency key once."""
     return await ask(call, "POST", "/answers", Answer, answer)
