@@ -301,6 +301,15 @@ def test_a_fork_of_a_past_that_is_gone_says_what_it_cannot_prove() -> None:
     assert "has dropped that past since: its first entry is that run's" in proof.notes[-1]
 
 
+def test_a_fork_that_has_dropped_what_it_inherited_is_no_other_fork() -> None:
+    entries = journal(5)
+    own, fork = forked(Chain(RUN, JOB, [], entries), 3, link=link_of(entries[2]))
+    mark = checkpoint(1, own, kept=False)
+    proof = proved([mark, *journal(2, link=link_of(mark), first=1)], **fork)
+    assert proof.holds, proof.findings
+    assert proof.notes[-1] == f"forked from run {RUN}; checkpoint 1 has dropped what it had of that run"
+
+
 # Anchors that are kept elsewhere
 
 

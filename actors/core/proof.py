@@ -157,7 +157,7 @@ def prove(chain: Chain, anchors: Anchors, kept: str = "") -> Proof:
     _prove_head(proof, anchors, links, raws, walk.dropped)
     _prove_end(proof, anchors, walk)
     if chain.parting is not None:
-        _prove_parting(proof, raws, chain.parting)
+        _prove_parting(proof, raws, chain.parting, walk.dropped)
     if kept:
         _prove_kept(proof, kept, links, anchors, walk.dropped)
     return proof
@@ -309,11 +309,14 @@ def _prove_end(proof: Proof, anchors: Anchors, walk: _Walk) -> None:
         proof.add(Break.OUTCOME, None, "", f"the seal of its end does not fit: {parts} (or seal or head) was changed")
 
 
-def _prove_parting(proof: Proof, raws: Sequence[bytes], parting: Parting) -> None:
+def _prove_parting(proof: Proof, raws: Sequence[bytes], parting: Parting, dropped: str) -> None:
     """Whether a fork's first entries are those that its source had there."""
     source, whose = parting.source, f"run {parting.run_id}"
     mine = f"its first {_entries(parting.inherited)} are" if parting.inherited > 1 else "its first entry is"
     mine = f"{mine} that run's" if parting.inherited else "it has nothing of it"
+    if dropped and parting.inherited:
+        proof.notes.append(f"forked from {whose}; checkpoint {dropped} has dropped what it had of that run")
+        return
     if source is None:
         proof.notes.append(f"forked from {whose}, which cannot be read any more: {mine}, as its job says")
         return
