@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos matrix lint format types imports check bench figures-spine figures-dependencies lock clean
+.PHONY: help venv demo test test-quick chaos matrix lint format types imports check bench figures-spine figures-dependencies figures-effects lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ figures-spine: bench ## the same as bench
 figures-dependencies: $(STAMP) ## limits, breaker, storms and hubs, about 10 minutes; PART=rate-error for one
 	@mkdir -p figures
 	@$(BIN)/python -m benchmarks.dependencies $(PART) --json figures/dependencies$(addprefix -,$(PART)).json
+
+figures-effects: $(STAMP) ## what effects cost, approvals, and 10,000 effects under kills, about 3 minutes
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.effects $(PART) --json figures/effects$(addprefix -,$(PART)).json
 
 lock: $(STAMP) ## compile the locks from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@cp -p requirements.lock $(VENV)/lock.before

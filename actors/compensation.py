@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNDO: Final = "!undo"
 ENDING_STEP: Final = "end"
 _NO_WAY: Final = "nothing declared undoes it"
+_NO_RIGHT: Final = "another branch has the right to effects"
 
 
 class AppliedEffect(NamedTuple):
@@ -73,17 +74,17 @@ async def undone(engine: "RunEngine", verdict: Verdict) -> Verdict:
         RunAborted: the run is another host's, or nobody knows whether an effect was undone: then the engine has a
             verdict that says so.
     """
-    if engine.read_only:
-        # What is applied belongs to the branch that may cause effects: its end decides.
-        return verdict
     entries = [decode_entry(raw) for raw in await _journal(engine)]
     applied = applied_effects(entries)
     if not applied:
         return verdict
+    if not await has_right(engine):
+        # The branch that may cause effects may count on them: its end decides.
+        mine = [f"{each} ({_NO_RIGHT})" for each in reversed(applied) if not each.inherited_from]
+        return _told(verdict, [], mine) if mine else verdict
     last = {entry.step: entry for entry in entries}
     # What hosts die of is not tried again: it may be the very tool.
-    may_undo = verdict.reason != HOSTS_LOST and await has_right(engine)
-    ways = {each.call.step: _way(engine, each) for each in applied} if may_undo else {}
+    ways = {} if verdict.reason == HOSTS_LOST else {each.call.step: _way(engine, each) for each in applied}
     if any(ways.values()) and not any(entry.kind == Kind.ENDING for entry in entries):
         await _write_ending(engine, verdict)
     gone: list[str] = []
@@ -136,7 +137,8 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
         step = tool_step(engine, effect.call.step + UNDO, hook, values, effect.call.digest, entry)
     except InvalidValue as error:
         return f"its arguments and result do not fit its compensation: {error}"
-    step.undoes = effect.call.step
+    # Another branch that has caused the same anew undoes that, and not this.
+    step.undoes, step.undoes_record, step.branch_only = effect.call.step, effect.facts.identity, True
     # The run is over: neither its deadline nor the time that the effect itself had bounds this.
     now = engine.services.clock()
     step.asked = dataclasses.replace(step.asked, began=now, run_deadline=math.inf, key=step.key)
@@ -145,7 +147,7 @@ async def _undo(engine: "RunEngine", effect: AppliedEffect, tool: "Tool[Any, Any
     except StepFailed as failed:
         return ": ".join(described(failed))
     except ReadOnlyBranch:
-        return "another branch has the right to effects"
+        return _NO_RIGHT
     return ""
 
 

@@ -142,6 +142,8 @@ async def _resumed(step: ToolStep) -> Any:
 async def _go_on(step: ToolStep, begun: EffectBegun, passage: Passage | None, *, intent_open: bool) -> Any:
     if begun.word in ("busy", "conflict") and await is_void(step, begun.owner):
         begun = await begin(step, void_owner=begun.owner)
+    # The record's key, and not the step's own: what was undone is caused anew under another one.
+    step.asked.key = lambda: begun.key
     options = step.tool.options
     following = after_begin(
         begun.word,
@@ -320,6 +322,7 @@ async def _ended(step: ToolStep, outcome: Outcome, by: str = "tool", evidence: A
         outcome.error,
         evidence,
         outcome.attempts,
+        key="" if step.asked.key() == step.key() else step.asked.key(),
     )
     await settle(step, receipt)
     await replicated(step, math.inf)

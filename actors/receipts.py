@@ -11,6 +11,7 @@ APPLIED: Final = "applied"
 NOT_APPLIED: Final = "not_applied"
 UNKNOWN: Final = "unknown"
 SIMULATED: Final = "simulated"
+UNDONE: Final = "undone"
 ASKED_AFTER: Final = "; reconcile was asked "
 """Parts what came of a call from what came of asking after it, in an error's message."""
 
@@ -32,7 +33,8 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The durable outcome of an effect (JSON).
 
     Attributes:
-        state: ``applied``, ``not_applied`` or ``unknown``; ``simulated`` where nothing was sent.
+        state: ``applied``, ``not_applied`` or ``unknown``; ``simulated`` where nothing was sent. Of a record in the
+            store also ``undone``: it was applied, and then another effect has undone it.
         by: who knows: ``tool`` (its answer), ``reconcile``, ``person NAME``, or ``run RUN`` whose receipt it was first;
             of a simulated one ``simulate``, or ``step STEP`` of this run, which had the same key.
         result: the tool's result as JSON, when it was applied and the result is known.
@@ -40,6 +42,8 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
         evidence: what ``verify``, ``reconcile`` or a person gave as proof.
         attempts: how often the tool was called for it, as far as this owner knows.
         why: a person's reason.
+        key: what the other side was given as the key, where that is another one than the intent says: something that
+            had been undone was caused anew.
     """
 
     state: str
@@ -49,6 +53,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     evidence: Any = None
     attempts: int = 0
     why: str = ""
+    key: str = ""
 
     @property
     def known_result(self) -> bytes:

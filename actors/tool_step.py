@@ -17,7 +17,7 @@ from actors.core.outcome import StepEnd
 from actors.errors import PayloadTooLarge, step_failed
 from actors.gatekeeper import Postponed
 from actors.journal import Entry, Kind, Status, decode_error, encode_error
-from actors.receipts import IntentFacts, encode_facts
+from actors.receipts import UNDONE, IntentFacts, Receipt, encode_facts, encode_receipt
 from admission.passage import Passage
 from cluster.keys import digest, effect_identity
 
@@ -44,6 +44,7 @@ class ToolStep:
         permission: what permitted it.
         approval: id of its approval.
         undoes: the step whose effect it compensates.
+        undoes_record: identity of that effect's record.
         branch_only: its record is none of the lineage's but this branch's own.
         lost_calls: calls whose answer was lost and that were then proved not to have been applied.
     """
@@ -58,6 +59,7 @@ class ToolStep:
     permission: dict[str, str]
     approval: str = ""
     undoes: str = ""
+    undoes_record: str = ""
     branch_only: bool = False
     lost_calls: int = 0
 
@@ -85,7 +87,8 @@ class ToolStep:
         """What the other side is given as the idempotency key."""
         if self.business_key:
             return digest("business key", self.tenant, self.business_key)
-        return idempotency_key(self.engine.lineage, self.path, self.tool.name, self.arguments)
+        lineage = self.engine.claim.id if self.branch_only else self.engine.lineage
+        return idempotency_key(lineage, self.path, self.tool.name, self.arguments)
 
     # Writing
 
@@ -147,10 +150,23 @@ class ToolStep:
         error, end, by = outcome.error, outcome.end, outcome.ended_by
         payload = outcome.payload if error is None else encode_error(*error, self.path, end.value, by)
         status = Status.OK if error is None else Status.FAILED
+        if self.undoes_record and error is None:
+            await self._mark_undone()
         await self.engine.write([self.entry(Kind.CALL, status, payload, outcome.attempts, facts)], 1)
         if error is not None:
             raise step_failed(*error, self.path, end.value, by)
         return outcome.value
+
+    async def _mark_undone(self) -> None:
+        """Takes back the receipt of the effect that this one has undone, so that nobody inherits it. As long as this
+        step is open no other branch can be promoted: so there is no moment in which one could.
+        """
+        engine = self.engine
+        store, owner, fence = engine.services.store, f"{engine.claim.id}:{self.undoes}", engine.claim.fence
+        receipt = encode_receipt(Receipt(UNDONE, by=f"step {self.path}"))
+        await engine.services.committer.along(
+            lambda: store.settle_effect(self.undoes_record, owner, fence, UNDONE, receipt)
+        )
 
     # The gate
 

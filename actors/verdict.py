@@ -8,7 +8,7 @@ from actors.attempts import Outcome
 from actors.core.chain import Ended, seal_of_end
 from actors.core.replay import Divergence
 from actors.errors import StepFailed, described
-from actors.journal import Entry, encode_error
+from actors.journal import Entry, encode_error, first_link
 from cluster.lifecycle import RunState
 from cluster.records import Claim, Finish
 
@@ -32,6 +32,11 @@ def sealed_end(claim: Claim, version: str, head: bytes, verdict: Verdict) -> Fin
         output, error,
     )  # fmt: skip
     return Finish(claim.id, claim.fence, state, reason, output, error, head.hex(), seal_of_end(head, ended))
+
+
+def end_without_head(claim: Claim, version: str, verdict: Verdict) -> Finish:
+    """The same from whoever does not know how far the journal has come: sealed with the chain's start instead."""
+    return sealed_end(claim, version, first_link(claim.id, claim.job), verdict)._replace(head="")
 
 
 def failed(

@@ -20,7 +20,7 @@ import redis
 
 from actors.engine import RunEngine
 from actors.run import Run
-from actors.verdict import Verdict, failed
+from actors.verdict import Verdict, end_without_head, failed
 from cluster import scripts
 from cluster.config import Settings
 from cluster.keys import Keys, partition_of
@@ -153,9 +153,10 @@ class Watchdog:
             # They may be open, or have to be undone: the next host ends the run, and its code does not run for that.
             self._try("have the run ended", lambda store: store.hset(keys.run(run_id), "cancel", BLOCKED))
             return
-        # Without a seal: what is on its way to the journal while the loop stands still, nobody knows here.
+        # Sealed without a head: what is on its way to the journal while the loop stands still, nobody knows here.
+        seal = end_without_head(engine.claim, engine.agent.version, verdict).seal
         end = (run_id, engine.claim.fence, self._host.host, verdict.state.value, verdict.reason, b"", verdict.error)
-        arguments = (self._settings.retention.argument, *end, "", "")
+        arguments = (self._settings.retention.argument, *end, "", seal)
         queue = keys.queues[partition_of(run_id)]
         self._try("end the run", lambda store: store.eval(scripts.FINISH.text, 1, queue, *arguments))
 

@@ -109,10 +109,11 @@ class RetryBudget:
     """How many retries all callers of one tenant may make together, so that retries cannot become the load.
 
     Each first attempt pays in ``ratio`` of a retry; where calls are so few that they pay in less than ``per_second``,
-    that trickles in. At most ``reserve`` retries, or what ten seconds of calls pay in, are kept.
+    that trickles in. At most ``reserve`` retries, or what ten seconds of calls pay in, are kept. The default is a
+    little below a tenth, so that attempts stay within 1.1 times the calls also in a stretch that began with some kept.
     """
 
-    ratio: float = Field(default=0.1, ge=0, le=1)
+    ratio: float = Field(default=0.095, ge=0, le=1)
     reserve: float = Field(default=10.0, ge=0)
     per_second: float = Field(default=0.5, ge=0)
 

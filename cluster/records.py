@@ -183,17 +183,22 @@ class Heartbeat:
 
 
 class EffectBegun(NamedTuple):
-    """What ``effect_begin`` found; ``word`` is the script's, the others are of the record as it was."""
+    """What ``effect_begin`` found; ``word`` is the script's, the others are of the record as it was, but for ``key``:
+    what the other side is to be given.
+    """
 
     word: str
     owner: str
     arguments: str
     receipt: bytes
     since_ms: int
+    key: str = ""
 
 
 class EffectRecord(NamedTuple):
-    """An effect as the store knows it: ``begun``, ``applied``, ``not_applied`` or ``unknown``."""
+    """An effect as the store knows it: ``begun``, ``applied``, ``not_applied``, ``unknown``, or ``undone``: it was
+    applied, and another effect has undone it.
+    """
 
     state: str
     owner: str

@@ -319,10 +319,10 @@ class Store:
         self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
     ) -> EffectBegun:
         """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
-        word, held_by, first, receipt, since_ms = await self.call_keys(
+        word, held_by, first, receipt, since_ms, handed = await self.call_keys(
             scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
         )
-        return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms)
+        return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms, handed.decode())
 
     async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
         """Keeps what became of an effect; False when it is not this owner's (any more)."""

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from actors.core.forking import START, ForkPoint, NoForkPoint, fork_point
+from actors.core.forking import ForkPoint, NoForkPoint, fork_point
 from actors.job import JobRecord, decode_job, encode_job, rank_of
 from actors.journal import first_link
 from cluster import lineage as branches
@@ -16,7 +16,6 @@ from cluster.keys import digest, fork_run_id, lineage_root
 from cluster.records import NewFork, RunRecord
 from cluster.store import Store
 from penstock.checking import Facts, checked
-from penstock.dependencies import operator
 from penstock.errors import CannotFork, CannotPromote, NoSuchRun
 from penstock.lineage_views import (
     CHILD,
@@ -28,6 +27,7 @@ from penstock.lineage_views import (
     PromotionReport,
     promotion_note,
 )
+from telemetry.redaction import redact
 
 _MOST_CHILDREN: Final = 500
 _LONGEST_WHY: Final = 2000
@@ -66,11 +66,12 @@ class LineageCalls:
 
         Args:
             run_id: the source, in whatever state it is.
-            at: the step's path, as ``show`` tells it, or ``start`` for a fork without any past.
+            at: the step's path, as ``show`` tells it; ``start`` for a fork without any past, ``now`` for one with all
+                that has been recorded.
             input: another input than the source's.
             version: another version of the agent, one that is served here.
             key: the same key gives the same fork of this source, however often it is asked for.
-            by: who wants it; by default the user and machine.
+            by: who wants it; by default ``settings.user`` (``PENSTOCK_USER``, or the user of this process).
             why: the reason, for everybody who looks.
 
         Raises:
@@ -85,7 +86,7 @@ class LineageCalls:
         if version is not None and version != record.pinned:
             await self._check_version(record, at, version)
         named = fork_run_id(run_id, uuid.uuid4().hex if key is None else key)
-        new = _new_fork(_Asked(record, job, at, named, input, version, _who(by), _text("why", why)), point)
+        new = _new_fork(_Asked(record, job, at, named, input, version, self._who(by), _text("why", why)), point)
         limit = self.store.settings.payload_limit_bytes
         if len(new.job) > limit:
             reason = f"its job would take {len(new.job)} bytes, and the limit is {limit} (PENSTOCK_PAYLOAD_LIMIT_BYTES)"
@@ -123,7 +124,7 @@ class LineageCalls:
         Args:
             run_id: a fork, or the run that was forked, that has not ended.
             why: the reason; it is kept with the runs and with the lineage.
-            by: who wants it; by default the user and machine.
+            by: who wants it; by default ``settings.user`` (``PENSTOCK_USER``, or the user of this process).
 
         Raises:
             NoSuchRun: there is no such run.
@@ -133,12 +134,15 @@ class LineageCalls:
         if not why.strip():
             raise ValueError("why must say something: it is kept with the promotion")
         await self._record(run_id)
-        answer = await branches.promote(self.store, run_id, _who(by), _text("why", why))
+        answer = await branches.promote(self.store, run_id, self._who(by), _text("why", why))
         if answer.word == "missing":
             raise NoSuchRun(run_id)
         if answer.word not in ("promoted", "owner"):
             raise CannotPromote(run_id, answer.word, *answer.more)
         return PromotionReport(run_id=run_id, changed=answer.word == "promoted", from_=answer.more)
+
+    def _who(self, by: str | None) -> str:
+        return _text("by", self.store.settings.user if by is None else by)
 
     async def _point(self, record: RunRecord, at: str) -> ForkPoint:
         archive, journal = await reader.history(self.store, record.id)
@@ -289,16 +293,9 @@ def _lineage_of(record: RunRecord) -> str:
     return record.lineage or (record.custom_id if record.parent else record.id)
 
 
-def _who(by: str | None) -> str:
-    return _text("by", operator() if by is None else by)
-
-
 def _text(what: str, text: str) -> str:
     longest = _LONGEST_WHY if what == "why" else _LONGEST_NAME
     if len(text) > longest:
         raise ValueError(f"{what} has {len(text)} characters; give {longest} at most")
     # Lone surrogates (from undecodable arguments, say) have no place in the store.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-__all__ = ["START", "LineageCalls"]
+    return redact(text.encode("utf-8", "backslashreplace").decode("utf-8"))

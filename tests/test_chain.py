@@ -141,6 +141,20 @@ def test_a_head_that_is_no_link_is_no_crash() -> None:
         assert (Break.OUTCOME, None) in kinds(proved(entries, broken))
 
 
+def test_an_end_that_was_sealed_without_a_head() -> None:
+    """By a host that ended itself and did not know how far the journal had come."""
+    start = first_link(RUN, JOB)
+    sealed = dataclasses.replace(end(start), head="")
+    for count in (0, 3):
+        proof = proved(journal(count), sealed)
+        assert proof.holds
+        assert proof.notes == ["no owner has anchored the head: a tail that was cut off would not be seen"]
+    changed = dataclasses.replace(end(start, output=b"2"), head="")
+    assert kinds(proved(journal(3), changed)) == [(Break.OUTCOME, None)]
+    # Taking away the head of an end that was sealed with it is no way around it.
+    assert not proved(journal(2), dataclasses.replace(whole(journal(3)), head="")).holds
+
+
 def test_only_words_of_people_may_follow_an_anchored_head() -> None:
     entries = journal(3)
     at_rest = Anchors(link_of(entries[-1]).hex(), at_rest=True)
@@ -285,6 +299,15 @@ def test_a_fork_of_a_past_that_is_gone_says_what_it_cannot_prove() -> None:
     proof = proved(own, **fork)
     assert proof.holds
     assert "has dropped that past since: its first entry is that run's" in proof.notes[-1]
+
+
+def test_a_fork_that_has_dropped_what_it_inherited_is_no_other_fork() -> None:
+    entries = journal(5)
+    own, fork = forked(Chain(RUN, JOB, [], entries), 3, link=link_of(entries[2]))
+    mark = checkpoint(1, own, kept=False)
+    proof = proved([mark, *journal(2, link=link_of(mark), first=1)], **fork)
+    assert proof.holds, proof.findings
+    assert proof.notes[-1] == f"forked from run {RUN}; checkpoint 1 has dropped what it had of that run"
 
 
 # Anchors that are kept elsewhere

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from storehouse import settings_for
 
-from actors.receipts import APPLIED, NOT_APPLIED, UNKNOWN
+from actors.receipts import APPLIED, NOT_APPLIED, UNDONE, UNKNOWN
 from cluster.records import EffectBegun
 from cluster.store import Store
 
 IDENTITIES = ("one", "two")
 OWNERS = ("run-a:0", "run-b:0", "run-c:3")
-SETTLED = (APPLIED, NOT_APPLIED, UNKNOWN)
+SETTLED = (APPLIED, NOT_APPLIED, UNKNOWN, UNDONE)
+FREE = ("", NOT_APPLIED, UNDONE)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class Record:
     fence: int = 0
     arguments: str = ""
     receipt: bytes = b""
+    undone: int = 0
+    key: str = ""
+
+    def begun_by(self, owner: str, fence: int, arguments: str) -> Record:
+        """The record once somebody has begun it anew: with another key each time that it was undone."""
+        key = hashlib.sha1(b"key:%d" % self.undone).hexdigest()[:24] if self.undone else "key"
+        return Record("begun", owner, fence, arguments, undone=self.undone, key=key)
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Begin:
         if there.state and mine and there.fence > self.fence and there.state != APPLIED:
             return "stale", there
         void = bool(self.void) and there.owner == self.void and there.state == "begun"
-        if there.state in ("", NOT_APPLIED) or void:
-            return "new", Record("begun", self.owner, self.fence, self.arguments)
+        if there.state in FREE or void:
+            return "new", there.begun_by(self.owner, self.fence, self.arguments)
         if there.arguments != self.arguments:
             return "conflict", there
         if there.state == APPLIED:
@@ -78,8 +87,13 @@ class Settle:
         """The word that the store should say, and the record as it should be then."""
         if there.owner != self.owner:
             return "stale", there
-        if there.state == APPLIED:
-            return "OK" if self.state == APPLIED else "stale", there
+        if there.state == UNDONE:
+            return "OK" if self.state in (APPLIED, UNDONE) else "stale", there
+        if there.state == APPLIED and self.state == UNDONE:
+            fence = max(there.fence, self.fence)
+            return "OK", replace(there, state=UNDONE, receipt=self.receipt, fence=fence, undone=there.undone + 1)
+        if there.state == APPLIED or self.state == UNDONE:
+            return "OK" if self.state == there.state else "stale", there
         if there.fence > self.fence and self.state != APPLIED:
             return "stale", there
         fence = max(there.fence, self.fence)
@@ -116,26 +130,37 @@ class EffectRecordMachine(RuleBasedStateMachine):
 
     def there(self, identity: str) -> Record:
         key = self.stores[0].keys.effect(identity)
-        fields = ("state", "owner", "fence", "arguments", "receipt")
+        fields = ("state", "owner", "fence", "arguments", "receipt", "undone", "key")
         found = self.do(self.stores[0].command(key, "HMGET", key, *fields))
         if found[0] is None:
             return Record()
-        state, owner, fence, arguments, receipt = found
-        return Record(state.decode(), owner.decode(), int(fence), arguments.decode(), receipt or b"")
+        state, owner, fence, arguments, receipt, undone, key = found
+        return Record(
+            state.decode(),
+            owner.decode(),
+            int(fence),
+            arguments.decode(),
+            receipt or b"",
+            int(undone or 0),
+            key.decode(),
+        )
 
     def lawful(self, call: Call, said: str, before: Record, after: Record) -> None:
         """What holds of every single call, whatever was before."""
-        if before.state == APPLIED:
-            assert after == before, "a record that is applied stays so"
-            assert said != "new"
+        if before.state == APPLIED and after != before:
+            assert after.state == UNDONE, "a record that is applied stays so, until it is undone"
+            assert call.owner == before.owner
+        if before.state == UNDONE and after != before:
+            assert said == "new"
+            assert after.key != before.key, "what was undone is caused anew with another key"
         if said in ("conflict", "busy", "unknown", "stale", "done"):
             assert after == before, f"{said} changes nothing"
         if after.owner != before.owner:
             void = isinstance(call, Begin) and before.owner == call.void and before.state == "begun"
-            assert before.state in ("", NOT_APPLIED) or void, "between two receipts 'not applied' there is one owner"
+            assert before.state in FREE or void, "between two receipts 'not applied' there is one owner"
             assert said == "new"
         if call.owner == before.owner and call.fence < before.fence and after != before:
-            assert after.state == APPLIED, "a late owner may say that it was applied, and nothing else"
+            assert after.state in (APPLIED, UNDONE), "a late owner may say what it has done, and nothing else"
         if after.owner == before.owner:
             assert after.fence >= before.fence, "fences only grow"
         if said == "new":
@@ -159,6 +184,8 @@ class EffectRecordMachine(RuleBasedStateMachine):
         wanted, self.records[call.identity] = call.after(before)
         begun: EffectBegun = self.do(call.begun(self.stores[0]))
         assert begun.word == wanted
+        if wanted in ("new", "mine"):
+            assert begun.key == self.records[call.identity].key
         if before.state:
             assert (begun.owner, begun.arguments, begun.receipt) == (before.owner, before.arguments, before.receipt)
 
@@ -196,9 +223,9 @@ class EffectRecordMachine(RuleBasedStateMachine):
 
         said = self.do(all_at_once())
         found = self.there(identity)
-        assert said.count("new") <= (before.state in ("", NOT_APPLIED))
+        assert said.count("new") <= (before.state in FREE)
         if "new" in said:
-            assert found == Record("begun", OWNERS[said.index("new")], fence, arguments)
+            assert found == before.begun_by(OWNERS[said.index("new")], fence, arguments)
         else:
             assert replace(found, fence=0) == replace(before, fence=0)
         self.records[identity] = found
@@ -209,7 +236,7 @@ class EffectRecordMachine(RuleBasedStateMachine):
         for identity, record in self.records.items():
             key = store.keys.effect(identity)
             left_ms = self.do(store.command(key, "PTTL", key))
-            assert (left_ms > 0) == (record.state in (APPLIED, NOT_APPLIED)), (record, left_ms)
+            assert (left_ms > 0) == (record.state in (APPLIED, NOT_APPLIED, UNDONE)), (record, left_ms)
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")

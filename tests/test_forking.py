@@ -8,7 +8,7 @@ from family import call, chained, effect, entry, intent, is_chained
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.core.forking import START, NoForkPoint, fork_point
+from actors.core.forking import NOW, START, NoForkPoint, fork_point
 from actors.core.replay import Replay
 from actors.journal import Entry, Kind, Status, decode_entry, encode_entry, first_link, is_intent, link_of
 from actors.receipts import decode_receipt
@@ -32,6 +32,8 @@ def test_everything_that_was_recorded_before_the_step_is_kept_and_nothing_after_
     assert kept(journal, "1") == ["0"]
     assert kept(journal, "0") == []
     assert kept(journal, START) == []
+    assert kept([*journal, intent("b0.2")], NOW) == ["0", "1", "1", "b0.0", "b1.0", "b0.1", "2"]
+    assert kept([], NOW) == []
 
 
 def test_a_step_that_is_under_way_stays_with_the_source() -> None:
@@ -105,7 +107,7 @@ def test_steps_that_are_not_there_are_told_with_those_that_are() -> None:
     journal = [call("0"), call("b0.0"), call("b0.1"), call("1")]
     with pytest.raises(NoForkPoint, match=r"no step 'b0\.7'.*did you mean b0\.[01]"):
         fork_point(SOURCE, [], journal, "b0.7")
-    with pytest.raises(NoForkPoint, match=r"it has 0, b0\.0, b0\.1, 1, and 'start'"):
+    with pytest.raises(NoForkPoint, match=r"it has 0, b0\.0, b0\.1, 1; or 'start', or 'now'"):
         fork_point(SOURCE, [], journal, "zzzzzzzz")
     with pytest.raises(NoForkPoint, match="steps before its last checkpoint are not kept"):
         fork_point(SOURCE, [], [entry(Kind.CHECKPOINT, "1"), call("c1.0")], "0")

@@ -358,7 +358,7 @@ async def test_a_result_that_does_not_fit_fails_the_step_by_name_and_keeps_the_w
     error = decode_error((await deployment.end(record.id)).error)
     assert (error.error_class, error.step) == ("InvalidValue", "1")
     assert "tool 'send', result" in error.message
-    assert (await effect_of(deployment, record.id)).state == "applied"
+    assert (await effect_of(deployment, record.id)).state == "undone"
 
 
 async def test_with_the_app_at_hand_a_result_is_checked_before_it_is_said(deployment: Spine) -> None:
@@ -508,7 +508,7 @@ async def test_a_run_that_was_cancelled_meanwhile_ends_so_and_its_effect_is_undo
     await client.resolve(record.id, "1", applied=True, result="stamp", by="ann")
     end = await deployment.end(record.id)
     assert (end.state, post.undone, post.calls) == (RunState.CANCELLED, ["a"], 1)
-    assert (await effect_of(deployment, record.id)).state == "applied"
+    assert (await effect_of(deployment, record.id)).state == "undone"
     assert kinds(await deployment.journal(record.id)) == [Kind.INTENT, Kind.RESOLUTION, Kind.CALL]
 
 
@@ -536,7 +536,7 @@ async def test_a_run_whose_deadline_passed_meanwhile_is_cancelled_once_its_effec
     assert (end.state, end.reason.partition(";")[0]) == (RunState.CANCELLED, "deadline_exceeded")
     assert post.calls == 1
     assert post.undone == (["a"] if applied else [])
-    assert (await effect_of(deployment, record.id)).state == ("applied" if applied else "not_applied")
+    assert (await effect_of(deployment, record.id)).state == ("undone" if applied else "not_applied")
 
 
 async def test_branches_whose_deadline_passed_meanwhile_are_all_settled(
@@ -580,8 +580,8 @@ async def test_a_word_counts_in_a_cancelled_run_that_has_something_else_to_ask(
     await client.resolve(record.id, "0", applied=True, result="stamp")
     end = await again(deployment, record)
     assert (end.state, post.undone) == (RunState.CANCELLED, ["a"])
-    for step in "01":
-        assert (await effect_of(deployment, record.id, step)).state == "applied"
+    states = [(await effect_of(deployment, record.id, step)).state for step in "01"]
+    assert states == ["undone", "applied"], "only the first one says how it is undone"
 
 
 async def test_a_word_about_a_step_that_the_code_does_not_ask_for_any_more_is_kept(redis_url: str, post: Post) -> None:
@@ -594,7 +594,7 @@ async def test_a_word_about_a_step_that_the_code_does_not_ask_for_any_more_is_ke
         await client.resolve(record.id, "1", applied=True, result="stamp", by="ann")
         end = await deployment.end(record.id)
         assert (end.state, end.reason.partition(";")[0]) == (RunState.FAILED, "replay_divergence")
-        assert (await effect_of(deployment, record.id)).state == "applied"
+        assert (await effect_of(deployment, record.id)).state == "undone"
         assert post.undone == ["a"]
 
 

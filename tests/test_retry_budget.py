@@ -172,7 +172,7 @@ def test_another_policy_holds_from_now_on() -> None:
 
 
 def test_tenants_have_their_own() -> None:
-    budgets = Budgets(RetryBudget(reserve=5, per_second=0))
+    budgets = Budgets(RetryBudget(ratio=0.1, reserve=5, per_second=0))
     assert budgets.take("acme", 0.0, 9) == 5
     assert budgets.take("other", 0.0, 2) == 2
     budgets.calls("acme", 0.0, 50)

@@ -8,8 +8,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from approvers import asked, client_of, keys_setting, send, sender
 from hosting import Spine, spine, until
-from trail_app import AGENTS, GATE, TOOLS, Hands, held, idle, long, mailing, parent, paying, sleeping, undoing
+from trail_app import (
+    AGENTS,
+    GATE,
+    TOOLS,
+    Hands,
+    held,
+    idle,
+    long,
+    mailing,
+    overreaching,
+    parent,
+    paying,
+    sleeping,
+    undoing,
+)
 
 from actors.journal import (
     ENTRY_VERSION,
@@ -79,6 +94,9 @@ async def test_a_trail_goes_from_the_job_to_the_end(deployment: Spine, client: C
     assert "tenant shop" in asked.detail
     assert "grants payments" in asked.detail
     assert asked.facts["input"] == "17"
+    permitted = row(trail.rows, "permitted")
+    assert permitted.facts["permission"]["decision"] == "allow"
+    assert permitted.by.startswith("policy")
     intent = row(trail.rows, "intent")
     assert intent.by == "agent paying@1"
     assert 'pay("17")' in intent.detail
@@ -185,7 +203,7 @@ async def test_a_run_that_moves_keeps_one_chain(deployment: Spine, client: Clien
     await until(lambda: steps_of(client, run_id, 2), "its first step")
     found = await client.verify_trail(run_id)
     assert found.holds
-    assert found.notes == ["no owner has anchored the head yet: a tail that was cut off would not be seen"]
+    assert found.notes == ["no owner has anchored the head: a tail that was cut off would not be seen"]
     assert await deployment.lose(first) == 1
     second = await deployment.host()
     await deployment.state(run_id, RunState.RUNNING)
@@ -232,6 +250,47 @@ async def test_a_run_that_was_never_started_was_ended_by_the_store(deployment: S
     assert trail.verification is not None
     assert trail.verification.holds
     assert trail.verification.sealed_by == "nobody"
+
+
+async def test_what_was_not_permitted(deployment: Spine, client: Client) -> None:
+    await deployment.host()
+    run_id = await deployment.submit(overreaching, "17")
+    await deployment.end(run_id)
+    trail = await client.trail(run_id, verify=True)
+    assert words(trail.rows) == ["asked", "started", "denied", "ended: failed"]
+    denied = row(trail.rows, "denied")
+    assert denied.by.startswith("rule ")
+    assert denied.detail.startswith("transfer; NotPermitted: ")
+    assert trail.verification is not None
+    assert trail.verification.holds
+
+
+async def test_who_approved_what(redis_url: str) -> None:
+    async with spine(redis_url, sender, tools=[send], **keys_setting()) as deployment, client_of(deployment) as client:
+        await deployment.host()
+        sent, refused = [await deployment.submit(sender, order, grants=("write",)) for order in ("o-1", "o-2")]
+        await client.approve((await asked(client, sent)).id, reason="fine")
+        await client.deny((await asked(client, refused)).id, reason="too much", by="bob")
+        for run_id in (sent, refused):
+            await deployment.end(run_id)
+        trail = await client.trail(sent, verify=True)
+        assert words(trail.rows)[2:] == [
+            "approval asked", "approved", "permitted", "intent", "applied", "ended: succeeded",
+        ]  # fmt: skip
+        approved, intent = row(trail.rows, "approved"), row(trail.rows, "intent")
+        assert approved.by == "alice"
+        assert approved.detail.endswith("; fine")
+        number = approved.facts["payload"]["approval"]
+        assert f"approval {number}" in row(trail.rows, "approval asked").detail
+        assert f"approval {number}" in intent.detail
+        assert trail.verification is not None
+        assert trail.verification.holds, trail.verification.findings
+        trail = await client.trail(refused, verify=True)
+        assert words(trail.rows)[2:] == ["approval asked", "refused", "ended: succeeded"]
+        assert row(trail.rows, "refused").by == "bob"
+        assert "too much" in row(trail.rows, "refused").detail
+        assert trail.verification is not None
+        assert trail.verification.holds, trail.verification.findings
 
 
 # Checkpoints

@@ -19,6 +19,7 @@ from hosting import Spine, output, spine, until
 from actors.journal import decode_error
 from actors.watchdog import EXIT_CODE
 from cluster.lifecycle import RunState
+from penstock.client import Client
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {"loop_block_warn_s": 0.4, "loop_block_limit_s": 1.6}
@@ -109,6 +110,9 @@ async def test_an_agent_that_blocks_its_host_is_named_and_ended_and_others_go_on
             assert error.error_class == "EventLoopBlocked"
             assert "blocked its host's event loop for" in error.message
             assert "in blocker" in error.message
+            async with Client(settings=deployment.settings) as client:
+                trail = await client.verify_trail(blocked)
+            assert (trail.holds, trail.sealed_by) == (True, "owner")
             said = log.read_text()
             assert f"blocked for 0.{str(note['blocked_s'])[2:]}" in said or "the event loop is blocked for" in said
             assert blocked in said

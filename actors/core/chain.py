@@ -2,7 +2,8 @@
 
 The chain begins at the job as it was accepted (:func:`actors.journal.first_link`), goes through the entries that
 checkpoints have put into the archive and through the journal, and ends at the *head*: the last link as the run's owner
-knew it when it let the run go, kept in the run's record. The owner also seals the run's end with the head as the key.
+knew it when it let the run go, kept in the run's record. The owner also seals the run's end with the head as the key (a
+host that ends itself, and does not know the head, with the chain's start).
 So a changed entry, one that is missing, was inserted or moved, a tail that was cut off, and an outcome that was changed
 afterwards are found by whoever computes it again (:mod:`actors.core.proof`).
 

@@ -16,6 +16,7 @@ from actors.journal import ENTRY_VERSION, Entry, Kind, Status, decode_entry, enc
 from actors.receipts import decode_intent_facts
 
 START: Final = "start"
+NOW: Final = "now"
 APPROVAL_SUFFIX: Final = "!approval"
 _SHOWN: Final = 8
 _NO_STEPS: Final = frozenset({Kind.CHECKPOINT.value, Kind.ENDING.value})
@@ -63,7 +64,8 @@ def fork_point(source: str, archive: Sequence[bytes], journal: Sequence[bytes], 
         source: the source's run id; the receipts that a fork inherits name it.
         archive: the source's encoded entries that checkpoints have replaced, oldest first.
         journal: those that came after them.
-        at: the path of the step that the fork does not have any more, or :data:`START` for a fork without any past.
+        at: the path of the step that the fork does not have any more; :data:`START` for a fork without any past,
+            :data:`NOW` for one with everything that has been recorded so far.
 
     Raises:
         NoForkPoint: there is no such step, or what was before it is not so any more.
@@ -72,7 +74,7 @@ def fork_point(source: str, archive: Sequence[bytes], journal: Sequence[bytes], 
     entries = [decode_entry(raw) for raw in raws]
     if at == START:
         return ForkPoint((), (), (), None)
-    position = _position(entries, at)
+    position = len(entries) if at == NOW else _position(entries, at)
     before = entries[:position]
     if any(entry.kind == Kind.ENDING for entry in before):
         raise NoForkPoint("the run had come to its end before that step: what follows only undoes what it has done")
@@ -105,11 +107,11 @@ def _no_such_step(at: str, steps: list[str], *, dropped: bool) -> str:
     gone = "; steps before its last checkpoint are not kept" if dropped else ""
     if not steps:
         return f"it has no recorded steps{gone or ', or they are not kept any more'}: fork it at {START!r}"
-    near = difflib.get_close_matches(at, [*steps, START], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(at, [*steps, START, NOW], n=3, cutoff=0.5)
     if near:
         return f"it has no step {at!r}{gone}; did you mean {' or '.join(near)}?"
     shown = ", ".join(steps[:_SHOWN]) + (f" … {steps[-1]}" if len(steps) > _SHOWN else "")
-    return f"it has no step {at!r}{gone}; it has {shown}, and {START!r}"
+    return f"it has no step {at!r}{gone}; it has {shown}; or {START!r}, or {NOW!r}"
 
 
 def _last_by_step(entries: Iterable[Entry]) -> list[Entry]:

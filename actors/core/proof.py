@@ -157,7 +157,7 @@ def prove(chain: Chain, anchors: Anchors, kept: str = "") -> Proof:
     _prove_head(proof, anchors, links, raws, walk.dropped)
     _prove_end(proof, anchors, walk)
     if chain.parting is not None:
-        _prove_parting(proof, raws, chain.parting)
+        _prove_parting(proof, raws, chain.parting, walk.dropped)
     if kept:
         _prove_kept(proof, kept, links, anchors, walk.dropped)
     return proof
@@ -265,7 +265,7 @@ class _Walk:
 def _prove_head(proof: Proof, anchors: Anchors, links: Mapping[str, int], raws: Sequence[bytes], dropped: str) -> None:
     """Whether the chain goes on to what its owner says was its end."""
     if not anchors.head:
-        proof.notes.append("no owner has anchored the head yet: a tail that was cut off would not be seen")
+        proof.notes.append("no owner has anchored the head: a tail that was cut off would not be seen")
         return
     place = proof.anchored = links.get(anchors.head)
     if place is None:
@@ -302,17 +302,21 @@ def _prove_end(proof: Proof, anchors: Anchors, walk: _Walk) -> None:
         else:
             proof.notes.append(f"ended by the store ({state}: {anchors.ended.reason}): no owner has sealed its end")
         return
-    head = _unhex(anchors.head)
+    # A host that ends itself does not know how far the journal has come: it seals with the start of the chain.
+    head = _unhex(anchors.head) if anchors.head else first_link(anchors.ended.run_id, anchors.ended.job)
     if len(head) != CHAIN_BYTES or seal_of_end(head, anchors.ended) != anchors.seal:
         parts = "state, reason, output, error, job, agent, version, batch, custom id or parent"
         proof.add(Break.OUTCOME, None, "", f"the seal of its end does not fit: {parts} (or seal or head) was changed")
 
 
-def _prove_parting(proof: Proof, raws: Sequence[bytes], parting: Parting) -> None:
+def _prove_parting(proof: Proof, raws: Sequence[bytes], parting: Parting, dropped: str) -> None:
     """Whether a fork's first entries are those that its source had there."""
     source, whose = parting.source, f"run {parting.run_id}"
     mine = f"its first {_entries(parting.inherited)} are" if parting.inherited > 1 else "its first entry is"
     mine = f"{mine} that run's" if parting.inherited else "it has nothing of it"
+    if dropped and parting.inherited:
+        proof.notes.append(f"forked from {whose}; checkpoint {dropped} has dropped what it had of that run")
+        return
     if source is None:
         proof.notes.append(f"forked from {whose}, which cannot be read any more: {mine}, as its job says")
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 By = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Who wants it; by default the user and machine.", show_default=False)
+    str | None, typer.Option(metavar="NAME", help="Who wants it; by default you (PENSTOCK_USER).", show_default=False)
 ]
 
 
@@ -37,7 +37,9 @@ def fork(
     run: RunArgument,
     at: Annotated[
         str,
-        typer.Option(metavar="STEP", help="The step that is made anew (see `show`), or `start`.", show_default=False),
+        typer.Option(
+            metavar="STEP", help="The step that is made anew (see `show`), or start, or now.", show_default=False
+        ),
     ],
     input: Annotated[
         str | None,
@@ -54,6 +56,8 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Make a run that goes on from what RUN had recorded before a step; it causes no effects before it is promoted."""
+    from actors.core.forking import NOW, START
+
     fields: dict[str, Any] = {} if input is None else {"input": json_input(input)}
     _check_texts(by, why)
     report = ask(lambda client: client.fork(run, at, version=version, key=key, by=by, why=why, **fields))
@@ -63,7 +67,8 @@ def fork(
         typer.echo(report.run_id)
     entries = "1 entry" if report.inherited == 1 else f"{report.inherited:,} entries"
     word = "forked" if report.made else "was forked before"
-    say(f"run {run} {word} at step {report.at}: run {report.run_id} has {entries} of its journal")
+    place = report.at if report.at in (START, NOW) else f"step {report.at}"
+    say(f"run {run} {word} at {place}: run {report.run_id} has {entries} of its journal")
     if report.left_open:
         say(f"under way at that point, and left to the source: step {', '.join(report.left_open)}")
     if report.at_risk:
@@ -160,13 +165,14 @@ def tree(view: "LineageView") -> "Tree":
 
 def _told(node: "LineageNode") -> str:
     """What there is to say of a run beside its state."""
+    from actors.core.forking import NOW, START
     from penstock.lineage_views import CHILD, FORGOTTEN, FORK
 
     if node.state == FORGOTTEN:
         return ": it is not kept any more"
     parts = [f"{node.agent} {node.agent_version}".strip()]
     if node.relation == FORK:
-        parts.append(f"forked at step {node.at}")
+        parts.append(f"forked at {node.at}" if node.at in (START, NOW) else f"forked at step {node.at}")
     elif node.relation == CHILD:
         parts.append(f"child of step {node.at}")
     if node.reason and node.reason != node.state:

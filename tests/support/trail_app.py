@@ -92,6 +92,17 @@ async def undoing(run: Run, order: str) -> str:
     return await run.call(never, order)
 
 
+@tool(risk=Risk.WRITE, idempotent=True, scopes=["bank.transfer"])
+async def transfer(call: ToolCall, order: str) -> str:
+    return order
+
+
+@agent("overreaching", version="1")
+async def overreaching(run: Run, order: str) -> str:
+    """Wants more than its job was granted."""
+    return await run.call(transfer, order)
+
+
 GATE = asyncio.Event()
 
 
@@ -114,8 +125,8 @@ async def idle(run: Run, order: str) -> str:
     return order
 
 
-AGENTS = (paying, mailing, parent, sleeping, long, undoing, held, idle)
-TOOLS = (look_up, pay, mail, never, hold)
+AGENTS = (paying, mailing, parent, sleeping, long, undoing, held, overreaching, idle)
+TOOLS = (look_up, pay, mail, never, hold, transfer)
 
 
 class Hands:
