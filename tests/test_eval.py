@@ -32,6 +32,7 @@ from penstock.errors import WaitTimedOut
 from penstock.evals.running import Evaluation, evaluate
 from penstock.evals.serving import EvalError
 from penstock.evals.spec import EvalSpec
+from penstock.evals.statistics import Passes, fisher_exact
 
 pytestmark = pytest.mark.timeout(60)
 QUICK = RetryPolicy(initial_interval=0.001, maximum_interval=0.002, maximum_attempts=4)
@@ -373,7 +374,7 @@ async def test_versions_run_beside_each_other_and_are_compared(redis_url: str) -
         assert (found.ours.versions, found.other.versions) == ({"shop": "2"}, {"shop": "1"})
         assert found.ours.passed == 20
         assert 0 < found.other.passed < 20
-        assert found.difference.p < 0.1
+        assert found.difference.p == pytest.approx(fisher_exact(Passes(20, 20), Passes(found.other.passed, 20)))
         assert {way.steps for way in found.ours.jobs[0].ways} == {("look", "pay")}
         with pytest.raises(EvalError, match="version 3 is served by no living host; versions served: 1, 2"):
             await evaluated(deployment, what.model_copy(update={"version": "3"}))
