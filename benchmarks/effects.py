@@ -113,11 +113,11 @@ async def approval(bench: Bench, runs: int = 20) -> list[Figure]:
             asked = asyncio.create_task(client.run("asks-first", PAYLOAD, grants=GRANTS))
             while not (found := await client.approvals()):  # noqa: ASYNC110 - a store
                 await asyncio.sleep(_POLL_S)
-            while (await client.show(found[0].run_id)).state is not RunState.WAITING:  # noqa: ASYNC110
+            while (await client.show(found[0].run_id)).state != RunState.WAITING:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
             started = now()
             await client.approve(found[0].id, by="somebody else")
-            assert (await asked).state is RunState.SUCCEEDED
+            assert (await asked).state == RunState.SUCCEEDED
             took.append(now() - started)
     return [
         at_most("effects: from an approval to the end of its run, worst", max(took), "s", 1, COMMAND),
@@ -159,9 +159,9 @@ async def kills(bench: Bench, count: int = 10_000, every_s: float = 3.0, seconds
     applied = {name: int(times) for name, times in (await world.hgetall(APPLIED)).items()}
     await world.aclose()
     duplicates = sum(times - 1 for times in applied.values() if times > 1)
-    succeeded = [job for job in made if results[job.custom_id].state is RunState.SUCCEEDED]
+    succeeded = [job for job in made if results[job.custom_id].state == RunState.SUCCEEDED]
     lost = sum(job.custom_id not in applied for job in succeeded)
-    doubtful = [job for job in made if results[job.custom_id].state is RunState.CONFIRMATION_UNKNOWN]
+    doubtful = [job for job in made if results[job.custom_id].state == RunState.CONFIRMATION_UNKNOWN]
     provable = sum(KINDS.index("neither") != i % len(KINDS) for i, job in enumerate(made) if job in doubtful)
     unlisted = len({job.custom_id for job in doubtful}) - len(unknown)
     others = count - len(succeeded) - len(doubtful)
