@@ -1,13 +1,15 @@
 """Hosts watch each other's processes: a connection that closes tells of a death long before a lease runs out.
 
 Each host listens, and keeps a connection to the next few hosts of a ring. When the kernel closes one because the
-process is gone, and nobody listens there any more, the host is called dead at once. That may be wrong, and then it
-costs work and nothing else: its runs move with a higher fence, and its own writes are refused.
-A host that was never reached is not judged at all: it may be on another network.
+process is gone, and nobody listens there any more, the host is called dead at once. That may be wrong, and then its
+runs move with a higher fence, and its own writes are refused; but what it was about to send before its next write, it
+sends. So only a refused connection or another name there counts: whoever is merely silent is left to its lease, and
+so is a host that was never reached, which may be on another network.
 """
 
 import asyncio
 import contextlib
+import enum
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -17,6 +19,16 @@ _LOG: Final = logging.getLogger("penstock.host")
 _NEIGHBOURS: Final = 3
 _CONNECT_S: Final = 1.0
 _MOST_CONNECTIONS: Final = 64
+_UNCLEAR_TRIES: Final = 3
+_PAUSE_S: Final = 0.02
+
+
+class _Found(enum.Enum):
+    """How an attempt to keep a connection ended."""
+
+    HELD = "it was there, and the connection closed"
+    GONE = "the kernel refuses, or somebody else is there"
+    UNCLEAR = "no answer, or not from whom it should be"
 
 
 def neighbours(me: str, live: list[str], most: int = _NEIGHBOURS) -> list[str]:
@@ -83,31 +95,39 @@ class Watch:
             _LOG.error("watching %s failed", host, exc_info=done.exception())
 
     async def _watch(self, host: str, address: str, port: int) -> None:
-        if not await self._hold(host, address, port):
+        found, unclear = await self._hold(host, address, port), 0
+        if found is not _Found.HELD:
             return
-        # The connection is gone. A process that lives listens still: ask once more before judging.
-        while await self._hold(host, address, port):
-            pass
+        # The connection is gone. A process that lives listens still: ask again before judging.
+        while (found := await self._hold(host, address, port)) is not _Found.GONE:
+            unclear = unclear + 1 if found is _Found.UNCLEAR else 0
+            if unclear == _UNCLEAR_TRIES:
+                _LOG.warning("host %s does not answer any more: its lease will tell", host)
+                return
+            if unclear:
+                await asyncio.sleep(_PAUSE_S)
         _LOG.warning("host %s is gone: its connection closed and nobody listens there", host)
         self._on_death(host)
 
-    async def _hold(self, host: str, address: str, port: int) -> bool:
-        """Keeps a connection until it closes; False when this host was not reached."""
+    async def _hold(self, host: str, address: str, port: int) -> _Found:
+        """Keeps a connection until it closes."""
         try:
             async with asyncio.timeout(_CONNECT_S):
                 reader, writer = await asyncio.open_connection(address, port)
+        except ConnectionRefusedError:
+            return _Found.GONE
         except (OSError, TimeoutError):
-            return False
+            return _Found.UNCLEAR
         try:
             async with asyncio.timeout(_CONNECT_S):
                 said = await reader.readline()
             if said.strip().decode(errors="replace") != host:
-                return False
+                return _Found.GONE if said.endswith(b"\n") else _Found.UNCLEAR
             with contextlib.suppress(OSError):
                 await reader.read(1)
-            return True
+            return _Found.HELD
         except (OSError, TimeoutError):
-            return False
+            return _Found.UNCLEAR
         finally:
             writer.close()
 

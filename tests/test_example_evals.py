@@ -10,6 +10,7 @@ from penstock import Client, RunJournal, RunStep
 from penstock.evals.running import evaluate
 from penstock.evals.spec import Changes, load_spec
 from refund_desk import app as desk
+from refund_desk import tools
 from refund_desk.checks import refund_within_order
 from refund_desk.running import running_world
 
@@ -41,6 +42,8 @@ async def test_the_world_sees_reads_only(redis_url: str, tmp_path: Path, monkeyp
             await deployment.host()
             async with Client(settings=deployment.settings) as client:
                 found = await evaluate(client, load_spec(SPEC, Changes(repeat=8)), app=app)
+        # The desk keeps its connections for as long as its process lives, which is here the tests'.
+        await tools.connections().http.aclose()
         totals = world.totals()
     assert found.holds
     assert found.passes_threshold

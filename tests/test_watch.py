@@ -112,6 +112,33 @@ async def test_a_host_that_was_never_reached_is_not_judged(ring: Ring) -> None:
     await other.wait_closed()
 
 
+async def test_whoever_falls_silent_is_left_to_its_lease(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stopped is still reached by the kernel's word, and it may send what it was about to send."""
+    monkeypatch.setattr("actors.watch._CONNECT_S", 0.05)
+    watch = await ring.add("a")
+    tries, hang_up = [0], asyncio.Event()
+
+    async def stopped_later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries[0] += 1
+        if tries[0] == 1:
+            writer.write(b"b\n")
+            await hang_up.wait()
+            writer.close()
+        else:
+            await reader.read()
+            writer.close()
+
+    other = await asyncio.start_server(stopped_later, "127.0.0.1", 0)
+    watch.update({"a": ring.addresses["a"], "b": other.sockets[0].getsockname()})
+    await until(lambda: tries[0] == 1, "the first connection")
+    hang_up.set()
+    await until(lambda: not watch._watching, "the end of the watch")
+    assert tries[0] == 4
+    assert ring.deaths["a"] == []
+    other.close()
+    await other.wait_closed()
+
+
 async def test_whoever_leaves_the_list_is_not_watched_any_more(ring: Ring) -> None:
     for name in "ab":
         await ring.add(name)

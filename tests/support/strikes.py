@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -85,7 +86,8 @@ def carry_out(strike: Strike, run_id: str) -> None:
     if strike.fault == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     elif strike.fault == FROZEN:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this very thread: one that is sent to the process may reach another thread first, and this one goes on by then.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif strike.fault == STORE_KILLED:
         os.kill(strike.store_pid, signal.SIGKILL)
     elif strike.point not in (SENT, APPLIED):
