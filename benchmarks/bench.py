@@ -93,6 +93,14 @@ async def ended(client: Client, batch: str) -> BatchStatus:
     return last
 
 
+async def settled(client: Client, batch: str) -> BatchStatus:
+    """The batch's status when no run of it goes on by itself: each has ended, or is unknown."""
+    async for status in client.watch(batch):
+        if status.settled:
+            return status
+    return await client.status(batch)
+
+
 async def host_processes(client: Client) -> list[psutil.Process]:
     """The hosts' processes."""
     return [psutil.Process(int(view.info["pid"])) for view in await client.hosts()]

@@ -52,7 +52,7 @@ async def idempotent(call: ToolCall, action: Action) -> str:
     return "done"
 
 
-@tool(risk=Risk.WRITE, reconcile=find, lands_within=2, timeout=30)
+@tool(risk=Risk.WRITE, reconcile=find, lands_within=1, timeout=30)
 async def reconcilable(call: ToolCall, action: Action) -> str:
     """The world counts each call, and can be asked by reference."""
     await asyncio.sleep(action.seconds / 2)

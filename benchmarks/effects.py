@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from actors.host_runtime import HostRuntime
 from actors.job import Job
 from actors.registry import load_app
-from benchmarks.bench import Bench, a_ray_node, a_store, busiest_host, deployed, ended, now, run
+from benchmarks.bench import Bench, a_ray_node, a_store, busiest_host, deployed, ended, now, run, settled
 from benchmarks.effect_agents import APPLIED, KINDS, STEPS, WORLD_VARIABLE
 from benchmarks.figures import Figure, at_least, at_most, beside, show, write
 from cluster.lifecycle import RunState
@@ -152,7 +152,7 @@ async def kills(bench: Bench, count: int = 10_000, every_s: float = 3.0, seconds
     async with deployed(settings, APP) as client:
         await client.submit(made, batch="kills")
         striking = asyncio.create_task(strike(client))
-        status = await ended(client, "kills")
+        status = await settled(client, "kills")
         striking.cancel()
         unknown = await client.unknown(limit=count)
         results = {result.custom_id: result async for result in client.results("kills")}
