@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import workloads
+from benchmarks import effects, workloads
 from benchmarks.bench import Bench, run, running
 from benchmarks.figures import Figure, show, write
 
 PARTS: Final[dict[str, Callable[[Bench], Coroutine[Any, Any, list[Figure]]]]] = {
     "w1": workloads.throughput,
+    "w1-effects": effects.throughput,
     "w2": lambda bench: workloads.many(bench, 2000, 0.2, 1.3, "W2 2,000 runs at once", memory=False),
     "w2-large": lambda bench: workloads.many(bench, 10_000, 2.0, 1.2, "W2 10,000 runs at once", memory=True),
     "w3": workloads.latency,

@@ -86,7 +86,7 @@ def carry_out(strike: Strike, run_id: str) -> None:
     if strike.fault == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     elif strike.fault == FROZEN:
-        # To this very thread: one that is sent to the process may reach another thread first, and this one goes on by then.
+        # To this very thread: what is sent to the process may reach another one first, and this one goes on.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif strike.fault == STORE_KILLED:
         os.kill(strike.store_pid, signal.SIGKILL)
