@@ -97,6 +97,23 @@ class OrderedRuns:
         self._shrunk(at)
         return True
 
+    def has(self, run: Queued) -> bool:
+        """Whether a run is here."""
+        return self._at(run) == run
+
+    def first_from(self, score: int) -> Queued | None:
+        """The best one that has at least this score."""
+        return self._at((score,))
+
+    def _at(self, key: tuple[Any, ...]) -> Queued | None:
+        """The best one from a place on."""
+        at = bisect_left(self._lasts, key)
+        if at == len(self._blocks):
+            return None
+        block: list[Any] = self._blocks[at]
+        found: Queued = block[bisect_left(block, key)]
+        return found
+
     def first(self) -> Queued | None:
         """The best one."""
         return self._blocks[0][0] if self._blocks else None

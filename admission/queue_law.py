@@ -113,9 +113,8 @@ class Tally:
         self._recent.fresh[rank] += 1
         self._recent.fresh_ms[rank] += cost_ms
 
-    def evicted(self, rank: int, cost_ms: int) -> None:
-        """A queued run was shed by the law."""
-        self.take(rank, cost_ms)
+    def shed(self, rank: int, cost_ms: int) -> None:
+        """The law has shed a run that was queued, and was taken."""
         self.evicted_ms[rank] += cost_ms
         self._recent.evicted_ms[rank] += cost_ms
 
@@ -189,6 +188,11 @@ def _ahead_here(partitions: int, tally: Tally, rank: int, part: float) -> Ahead:
     return Ahead(better_ms * partitions + own_ms, own_ms, (better + tally.queued[rank] * part) * partitions)
 
 
+def charged_ms(agent: AgentPolicy) -> int:
+    """What a run of an agent is charged: whole milliseconds, at least one."""
+    return max(1, math.floor(agent.cost_ms + 0.5))
+
+
 def part_ahead(before: int, queued: int) -> float:
     """What part of its class goes before a run that has ``before`` of the ``queued`` runs of its class before it here.
 
@@ -197,10 +201,8 @@ def part_ahead(before: int, queued: int) -> float:
     return (before + 1) / (queued + 1)
 
 
-def predicted(
-    policy: AdmissionPolicy, tally: Tally, now_ms: int, rank: int, part: float, agent: AgentPolicy
-) -> tuple[Wait, Ahead]:
-    """How long a run will wait for its start, why, and what goes before it."""
+def predicted(policy: AdmissionPolicy, tally: Tally, now_ms: int, rank: int, part: float, agent: AgentPolicy) -> Wait:
+    """How long a run will wait for its start, and why."""
     before = ahead(policy, tally, now_ms, rank, part)
     mine = policy.classes[rank]
     wait_ms, reason = before.cost_ms * mine.pace, QUEUE
@@ -211,7 +213,7 @@ def predicted(
         wait_ms, reason = policy.floor_ms, policy.floor_reason or HOSTS
     if agent.until_ms - now_ms > wait_ms:
         wait_ms, reason = float(agent.until_ms - now_ms), DEPENDENCY + agent.dependency
-    return Wait(wait_ms, reason, 1 + math.floor(before.runs)), before
+    return Wait(wait_ms, reason, 1 + math.floor(before.runs))
 
 
 def caps(
