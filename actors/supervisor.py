@@ -9,6 +9,7 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.admission_file import with_admission_file
 from actors.dependency_file import with_operators_file
 from actors.host import AgentHost
 from actors.hub import DependencyHub
@@ -160,7 +161,7 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 
     The operators' files go along as text: nodes need no such files.
     """
-    settings = with_policy_file(with_operators_file(settings))
+    settings = with_admission_file(with_policy_file(with_operators_file(settings)))
     plain = settings.model_dump(mode="python")
     for secret in ("redis_url", "approval_keys"):
         if plain[secret] is not None:

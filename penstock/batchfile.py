@@ -33,7 +33,7 @@ class FirstSeen:
         self._places = array("Q", bytes(8 * 1024))
 
     def at(self, number: int, place: int) -> int:
-        """The first place of a 64-bit number; ``place`` if it is new. Numbers should be spread evenly, as digests are."""
+        """The first place of a 64-bit number; ``place`` if it is new. Numbers must be spread evenly."""
         number = number or 1  # 0 marks what is free
         slot = self._slot(number)
         if self._numbers[slot]:

@@ -19,6 +19,7 @@ from cluster.lifecycle import RunState
 from cluster.records import NewRun, RunRecord
 from cluster.store import Store
 from penstock import inspection
+from penstock.admission_rules import AdmissionCalls
 from penstock.approvals import ApprovalCalls
 from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
@@ -61,7 +62,7 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls):
+class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls, AdmissionCalls):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.

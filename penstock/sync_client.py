@@ -12,6 +12,7 @@ from actors.job import Job
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
+from penstock.admission_views import AdmissionAnswer, AdmissionView
 from penstock.approval_facts import ApprovalView
 from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
@@ -257,6 +258,20 @@ class SyncClient:
     ) -> PolicyExplanation:
         """See :meth:`Client.explain_policy`."""
         return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
+
+    def admission(self, version: str | None = None) -> AdmissionView:
+        """See :meth:`Client.admission`."""
+        return self._call(self._client.admission(version))
+
+    def admission_history(self) -> list[AdmissionView]:
+        """See :meth:`Client.admission_history`."""
+        return self._call(self._client.admission_history())
+
+    def set_admission(
+        self, text: str, *, place: str = "admission", by: str | None = None, why: str = ""
+    ) -> AdmissionAnswer:
+        """See :meth:`Client.set_admission`."""
+        return self._call(self._client.set_admission(text, place=place, by=by, why=why))
 
     def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
         """See :meth:`Client.approvals`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli import admission as admission_commands
 from penstock.cli import approvals as approval_commands
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
@@ -32,6 +33,7 @@ cli = typer.Typer(
 )
 cli.add_typer(dependency_commands.group, name="deps")
 cli.add_typer(policy_commands.group, name="policy")
+cli.add_typer(admission_commands.group, name="admission")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
 cli.command(name="eval")(evaluation)
@@ -88,6 +90,12 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="YAML file with the policy: who may do what.", envvar="PENSTOCK_POLICY"),
     ] = None,
+    admission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file with rules for admission: classes, tenants.", envvar="PENSTOCK_ADMISSION"
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +103,7 @@ def up(
     if app is None:
         raise Failure("name the module with your agents: penstock up --app my_package.app", Exit.BAD_INPUT)
     common(home)
+    from actors.admission_file import with_admission_file
     from actors.dependency_file import with_operators_file
     from actors.policy_file import with_policy_file
     from penstock import local
@@ -104,6 +113,8 @@ def up(
         known = with_operators_file(known.model_copy(update={"dependencies": dependencies, "dependencies_yaml": ""}))
     if policy is not None:
         known = with_policy_file(known.model_copy(update={"policy": policy, "policy_yaml": ""}))
+    if admission is not None:
+        known = with_admission_file(known.model_copy(update={"admission": admission, "admission_yaml": ""}))
     # A remote cluster gets a folder only when it is named: everything in it is sent along.
     folder = Path.cwd() if app_dir is None and address is None else app_dir
     say(f"starting a deployment of {app} …")
