@@ -28,8 +28,8 @@ def moved(old: float, new: float, for_ms: float, constant_ms: float) -> float:
 class Drain:
     """The drain: slots of hosts, by how well they are used while there is enough to do.
 
-    Where there is not enough to do, nothing is learned of the efficiency, and it slowly goes back to 1: an estimate that
-    is too low would keep runs out, and so keep itself from being put right.
+    Where there is not enough to do, nothing is learned of the efficiency, and it slowly goes back to 1: an estimate
+    that is too low would keep runs out, and so keep itself from being put right.
 
     Attributes:
         slots: effective slots of hosts that live and do not drain.

@@ -15,11 +15,19 @@ UNUSED_MS: Final = 5000
 
 
 class Here(NamedTuple):
-    """A tenant in one partition: runs that run, runs that wait, and the allowance that it goes by."""
+    """A tenant in one partition, as the partition has last said.
+
+    Attributes:
+        running: runs that run.
+        waiting: runs that wait.
+        told: the allowance that it goes by.
+        heard: it has said so after the last word that it was sent.
+    """
 
     running: int
     waiting: int
     told: int
+    heard: bool = True
 
 
 class RunningCap:
@@ -53,17 +61,17 @@ class RunningCap:
         given: dict[int, int] = {}
         wants: dict[str, int] = {}
         bound: dict[int, int] = {}
-        for partition, (running, waiting, told) in here.items():
-            sent = self._sent.get(partition, told)
-            used = min(max(0, min(told, sent) - running), waiting)
+        for partition, (running, waiting, told, heard) in here.items():
+            # It may go by any of the words that it has not answered.
+            sent = told if heard else max(told, self._sent.get(partition, told))
+            used = min(max(0, told - running), waiting)
             if used and self._rests(now_ms, partition, running):
                 used = 0
             elif not used:
                 self._unused.pop(partition, None)
             given[partition] = running + used
             wants[str(partition)] = waiting - used
-            # It may have heard the last word by now, or not yet.
-            bound[partition] = max(running, told, sent)
+            bound[partition] = max(running, sent)
         free = max(0, self.most - sum(bound.values()))
         for name, more in self._turns.places(free, {name: want for name, want in wants.items() if want}).items():
             given[int(name)] += more
@@ -71,7 +79,9 @@ class RunningCap:
             free -= more
         if not any(wants.values()):
             self._spread(given, bound, free)
-        self._sent = dict(given)
+        self._sent = {
+            each: more if here[each].heard else max(more, self._sent.get(each, more)) for each, more in given.items()
+        }
         return given
 
     def _rests(self, now_ms: int, partition: int, running: int) -> bool:
