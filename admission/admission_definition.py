@@ -161,8 +161,7 @@ class AdmissionDefinition(BaseModel):
 
     def of_class(self, rank: int) -> ClassRule:
         """What holds for a class."""
-        rules: Mapping[str, ClassRule] = self.classes
-        return rules.get(CLASSES[rank], _CLASS)
+        return self.classes.get(_NAMES[rank], _CLASS)
 
     def of_tenant(self, name: str) -> TenantRule:
         """What a tenant may do."""
@@ -179,3 +178,4 @@ class AdmissionDefinition(BaseModel):
 
 
 _CLASS: Final = ClassRule()
+_NAMES: Final[tuple[ClassName, ...]] = CLASSES

@@ -1,174 +1,316 @@
-"""The law of the door: may a run join the queue, how long will it wait, when is it to come back? Pure.
+"""The law of the queue: how long will a run wait, may it come in, when may it come again? Pure.
 
-A partition's door (cluster/lua/submit.lua) decides by the policy that the controller has published and by what it knows
-itself; this is the same arithmetic, in the same order, and a test compares the two on the same histories. All times are
-milliseconds of the store's clock, all costs milliseconds of a host's slot.
+W = cost ahead / drain. The cost ahead of a run is what the controller last said is queued in better classes and in its
+own, the latter by the part that goes before it in this partition, plus what has come here since, less what the hosts
+have taken off meanwhile. The same arithmetic, in the same order, is in ``cluster/lua``: doubles, no other numbers.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from admission.admission_policy import ANY, STALE_MS, AdmissionPolicy
+from admission.admission_policy import DEFAULT_MAX_WAIT_MS, STALE_MS, AdmissionPolicy, AgentPolicy, TenantPolicy
+from admission.retry_calendar import NEVER, SHORTEST_MS, ComeBack, RetryCalendar
+from admission.values import CLASSES, LEVELS, LEVELS_A_CLASS
 
-COUNTED_ONCE: Final = 2
-"""So many of a period's arrivals say nothing about other partitions: they may be the only ones."""
-NEVER: Final = -1
-"""As a time to come back: not with this job as it is."""
-LEAST_RETRY_MS: Final = 1000
-NO_ROOM_RETRY_MS: Final = 300_000
-STORE_RETRY_MS: Final = 30_000
+QUEUE: Final = "queue"
+HOSTS: Final = "hosts"
+STORE: Final = "store"
+DEADLINE: Final = "deadline"
+QUEUE_FULL: Final = "queue_full"
+TENANT_CLASS: Final = "tenant_class"
+TENANT_COST: Final = "tenant_cost"
+TENANT_QUEUED: Final = "tenant_queued"
+DEPENDENCY: Final = "dependency:"
+REASONS: Final = (QUEUE, HOSTS, STORE, DEADLINE, QUEUE_FULL, TENANT_CLASS, TENANT_COST, TENANT_QUEUED)
+"""Why a run is refused or shed, besides ``dependency:NAME``, and ``max_wait`` where it has waited for that long."""
 
-
-class Asked(NamedTuple):
-    """A run that asks to be queued.
-
-    ``max_wait_ms`` and ``deadline_ms`` (a moment) are None where the job says nothing of them.
-    """
-
-    rank: int
-    tenant: str
-    agent: str
-    max_wait_ms: int | None = None
-    deadline_ms: int | None = None
-    size: int = 0
+SEEN_ONCE: Final = 2
+"""So many runs that came since the policy may have come to this partition alone; more of them come to all."""
+STORE_WAIT_MS: Final = 30_000
+LONGEST_CAP_WAIT_MS: Final = 300_000
+_LONGEST_MS: Final = 2**53
 
 
-class Here(NamedTuple):
-    """What a partition knows.
+class Arrival(NamedTuple):
+    """A run that wants to be queued.
 
     Attributes:
-        fraction: the part of its queued runs of the same class that would be ahead, 1 where it has none.
-        queued_ms: queued cost by rank.
-        fresh_ms: what of it has come since the policy was installed here, by rank.
-        fresh: how many runs that were.
-        gone_ms: queued cost that was evicted since then, by rank.
-        fresh_of_tenant: how many of them were of the same tenant.
-        count: queued runs.
-        size: bytes of their jobs.
-        outranks: whether the run would go before the last one of the queue, and that one may be shed.
-        slot_ms: what the class's calendar was at last.
+        id: the run's.
+        level: of its value (:attr:`admission.values.Value.level`).
+        tenant, agent: whose, and what it runs.
+        max_wait_ms: how long it may wait for its first start; -1 for its class's default.
+        deadline_ms: by the store's clock; -1 for none.
+        size_bytes: of its job.
+        again: it comes again by the calendar after a refusal: that is no new load.
+        kept: it may not be refused, as child runs and forks.
     """
 
-    fraction: float
-    queued_ms: Sequence[float]
-    fresh_ms: Sequence[float]
-    fresh: int
-    gone_ms: Sequence[float]
-    fresh_of_tenant: int
-    count: int
-    size: int
-    outranks: bool
-    slot_ms: float
+    id: str
+    level: int
+    tenant: str
+    agent: str
+    max_wait_ms: int = -1
+    deadline_ms: int = -1
+    size_bytes: int = 0
+    again: bool = False
+    kept: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Of its class."""
+        return self.level // LEVELS_A_CLASS
 
 
-class Accepted(NamedTuple):
-    """It may join. ``wait_ms``: the predicted wait, -1 where nothing can be predicted; ``evicts``: the last one of the
-    queue has to go for it.
-    """
+class Verdict(NamedTuple):
+    """What the law says of an arrival.
 
-    wait_ms: int
-    evicts: bool = False
-
-
-class Refused(NamedTuple):
-    """It may not. ``retry_after_ms``: when to come back, -1 for never with this job; ``by_itself``: whether a program
-    should, without somebody's asking; ``slot_ms``: what the class's calendar is now.
+    Attributes:
+        reason: why it is refused; '' where it is not.
+        wait_ms: how long it is predicted to wait for its start.
+        come_back: when it may come again, where it is refused.
+        place: about how many runs of the deployment go before it, and one.
     """
 
     reason: str
-    retry_after_ms: int
-    by_itself: bool
-    slot_ms: float
-
-
-def cost_ahead(policy: AdmissionPolicy, rank: int, here: Here, now_ms: int) -> float:
-    """Cost that is served before a run of this class, in the whole deployment, as far as one partition can tell."""
-    better = sum(here.queued_ms[:rank])
-    own = here.queued_ms[rank] * here.fraction
-    age_ms = now_ms - policy.at_ms
-    if age_ms > STALE_MS:
-        return (better + own) * policy.partitions
-    fresh = sum(here.fresh_ms[:rank]) + here.fresh_ms[rank] * here.fraction
-    mean = sum(here.fresh_ms) / here.fresh if here.fresh else 0.0
-    elsewhere = max(0.0, fresh - COUNTED_ONCE * mean) * (policy.partitions - 1)
-    known = policy.classes[rank]
-    # What was evicted here was evicted everywhere.
-    gone = (sum(here.gone_ms[:rank]) + here.gone_ms[rank] * here.fraction) * policy.partitions
-    told = known.ahead_ms - known.own_ms * (1 - here.fraction) - gone
-    drained = (policy.drain or 0.0) * min(max(age_ms, 0), 2 * policy.period_ms)
-    return max(0.0, told + fresh + elsewhere - drained)
+    wait_ms: float
+    come_back: ComeBack = NEVER
+    place: int = 1
 
 
 class Wait(NamedTuple):
-    """A predicted wait, and what causes most of it."""
+    """A predicted wait and what causes it: ``queue``, ``hosts`` or ``dependency:NAME``."""
 
-    ms: int
+    wait_ms: float
     reason: str
+    place: int = 1
 
 
-def predicted_wait(policy: AdmissionPolicy, rank: int, agent: str, ahead_ms: float, now_ms: int) -> Wait:
-    """How long a run will wait that has this cost ahead of it; -1 where nothing can be predicted."""
-    wait = (
-        Wait(math.ceil(policy.classes[rank].pace * ahead_ms), "queue")
-        if policy.drain is not None
-        else Wait(-1, "queue")
-    )
-    if policy.floor_ms > wait.ms and policy.floor_ms > 0:
-        wait = Wait(math.ceil(policy.floor_ms), policy.floor_reason)
-    known = policy.agent(agent)
-    if known.until_ms > now_ms and known.until_ms - now_ms > wait.ms:
-        wait = Wait(known.until_ms - now_ms, f"dependency:{known.dependency}")
-    return wait
+class Tally:
+    """What a partition knows of its own queue: all that is queued (and not set aside), and what has come and gone that
+    the policy cannot know of yet.
+
+    A policy is made of what partitions said one exchange ago. So what has come since the exchange before the last one
+    counts: two stretches, of which the older one goes with each exchange.
+    """
+
+    __slots__ = ("_earlier", "_recent", "evicted_ms", "fresh", "fresh_ms", "queued", "queued_ms")
+
+    def __init__(self) -> None:
+        self.queued = [0] * len(CLASSES)
+        self.queued_ms = [0] * len(CLASSES)
+        self.fresh = [0] * len(CLASSES)
+        self.fresh_ms = [0] * len(CLASSES)
+        self.evicted_ms = [0] * len(CLASSES)
+        self._recent = _Stretch()
+        self._earlier = _Stretch()
+
+    def came(self, rank: int, cost_ms: int) -> None:
+        """A new run was queued."""
+        self.add(rank, cost_ms)
+        self.fresh[rank] += 1
+        self.fresh_ms[rank] += cost_ms
+        self._recent.fresh[rank] += 1
+        self._recent.fresh_ms[rank] += cost_ms
+
+    def shed(self, rank: int, cost_ms: int) -> None:
+        """The law has shed a run that was queued, and was taken."""
+        self.evicted_ms[rank] += cost_ms
+        self._recent.evicted_ms[rank] += cost_ms
+
+    def add(self, rank: int, cost_ms: int) -> None:
+        """A run is queued, not for the first time."""
+        self.queued[rank] += 1
+        self.queued_ms[rank] += cost_ms
+
+    def take(self, rank: int, cost_ms: int) -> None:
+        """A run is queued no more."""
+        self.queued[rank] -= 1
+        self.queued_ms[rank] -= cost_ms
+
+    def exchanged(self) -> None:
+        """The older stretch is what the policy knows of."""
+        old = self._earlier
+        for rank in range(len(CLASSES)):
+            self.fresh[rank] -= old.fresh[rank]
+            self.fresh_ms[rank] -= old.fresh_ms[rank]
+            self.evicted_ms[rank] -= old.evicted_ms[rank]
+        self._earlier, self._recent = self._recent, _Stretch()
 
 
-def door(policy: AdmissionPolicy | None, asked: Asked, here: Here, now_ms: int) -> Accepted | Refused:
-    """Whether a run may join the queue."""
-    late = asked.deadline_ms is not None and asked.deadline_ms <= now_ms
-    if policy is None:
-        return Refused("deadline", NEVER, False, here.slot_ms) if late else Accepted(-1)
-    tenant, known = policy.tenant(asked.tenant), policy.classes[asked.rank]
-    if asked.rank not in tenant.ranks:
-        return Refused("tenant_class", NEVER, False, here.slot_ms)
-    p90_ms = policy.agent(asked.agent).p90_ms
-    if late or (asked.deadline_ms is not None and now_ms + p90_ms > asked.deadline_ms):
-        return Refused("deadline", NEVER, False, here.slot_ms)
-    ahead = cost_ahead(policy, asked.rank, here, now_ms)
-    wait = predicted_wait(policy, asked.rank, asked.agent, ahead, now_ms)
-    if not known.open:
-        return _later(policy, asked, here, "store", max(STORE_RETRY_MS, wait.ms), ahead, now_ms)
+class _Stretch:
+    __slots__ = ("evicted_ms", "fresh", "fresh_ms")
+
+    def __init__(self) -> None:
+        self.fresh = [0] * len(CLASSES)
+        self.fresh_ms = [0] * len(CLASSES)
+        self.evicted_ms = [0] * len(CLASSES)
+
+
+class Ahead(NamedTuple):
+    """What goes before a run: cost in all, cost of its own class alone, and how many runs."""
+
+    cost_ms: float
+    own_ms: float
+    runs: float
+
+
+def ahead(policy: AdmissionPolicy, tally: Tally, now_ms: int, rank: int, part: float) -> Ahead:
+    """What goes before a run of a class, of which ``part`` of its own class goes before it (0 to 1)."""
+    age_ms = max(0, now_ms - policy.at_ms)
+    if age_ms > STALE_MS:
+        return _ahead_here(policy.partitions, tally, rank, part)
+    fresh_ms = evicted_ms = queued = fresh = 0  # of better classes
+    for each in range(rank):
+        fresh_ms += tally.fresh_ms[each]
+        evicted_ms += tally.evicted_ms[each]
+        queued += policy.classes[each].queued
+        fresh += tally.fresh[each]
+    count = fresh + tally.fresh[rank]
+    # What comes more often than now and then comes to the other partitions as well.
+    times = (SEEN_ONCE + (count - SEEN_ONCE) * policy.partitions) / count if count > SEEN_ONCE else 1.0
+    mine = policy.classes[rank]
+    better_ms = max(0.0, mine.ahead_ms - mine.own_ms + fresh_ms * times - evicted_ms * policy.partitions)
+    own_ms = mine.own_ms + tally.fresh_ms[rank] * times - tally.evicted_ms[rank] * policy.partitions
+    own_ms = max(0.0, own_ms) * part
+    drained_ms = (policy.drain or 0.0) * min(age_ms, 2 * policy.period_ms)
+    runs = queued + fresh * times + (mine.queued + tally.fresh[rank] * times) * part
+    return Ahead(max(0.0, better_ms + own_ms - drained_ms), max(0.0, own_ms - max(0.0, drained_ms - better_ms)), runs)
+
+
+def _ahead_here(partitions: int, tally: Tally, rank: int, part: float) -> Ahead:
+    """The same without a word from the controller: what is queued here, as if it were so everywhere."""
+    better = better_ms = 0
+    for each in range(rank):
+        better += tally.queued[each]
+        better_ms += tally.queued_ms[each]
+    own_ms = tally.queued_ms[rank] * part * partitions
+    return Ahead(better_ms * partitions + own_ms, own_ms, (better + tally.queued[rank] * part) * partitions)
+
+
+def charged_ms(agent: AgentPolicy) -> int:
+    """What a run of an agent is charged: whole milliseconds, at least one."""
+    return max(1, math.floor(agent.cost_ms + 0.5))
+
+
+def part_ahead(before: int, queued: int) -> float:
+    """What part of its class goes before a run that has ``before`` of the ``queued`` runs of its class before it here.
+
+    The expected rank among those of other partitions (Laplace's rule): with few runs here, it is taken to be late.
+    """
+    return (before + 1) / (queued + 1)
+
+
+def predicted(policy: AdmissionPolicy, tally: Tally, now_ms: int, rank: int, part: float, agent: AgentPolicy) -> Wait:
+    """How long a run will wait for its start, and why."""
+    before = ahead(policy, tally, now_ms, rank, part)
+    mine = policy.classes[rank]
+    wait_ms, reason = before.cost_ms * mine.pace, QUEUE
+    if mine.share > 0 and policy.drain:
+        # A guaranteed share is there whatever better classes want, so that it waits for its own class only.
+        wait_ms = min(wait_ms, before.own_ms / (mine.share * policy.drain))
+    if policy.floor_ms > wait_ms:
+        wait_ms, reason = policy.floor_ms, policy.floor_reason or HOSTS
+    if agent.until_ms - now_ms > wait_ms:
+        wait_ms, reason = float(agent.until_ms - now_ms), DEPENDENCY + agent.dependency
+    return Wait(wait_ms, reason, 1 + math.floor(before.runs))
+
+
+def caps(
+    policy: AdmissionPolicy, now_ms: int, arrival: Arrival, agent: AgentPolicy, tenant: TenantPolicy, net: int
+) -> Verdict | None:
+    """What is refused whatever is queued: nobody's load, and no place in the calendar.
+
+    Args:
+        policy: in force.
+        now_ms: the store's clock.
+        arrival: the run.
+        agent: what is known of its agent.
+        tenant: what its tenant may do.
+        net: how many more of the tenant's runs are queued here than when the policy was made.
+    """
+    if arrival.rank not in tenant.ranks:
+        return Verdict(TENANT_CLASS, 0.0)
+    if 0 <= arrival.deadline_ms < now_ms + max(1.0, agent.p90_ms):
+        # Also a deadline that is just now: nothing is over in no time.
+        return Verdict(DEADLINE, 0.0)
     if tenant.until_ms > now_ms:
-        return Refused("tenant_cost", max(LEAST_RETRY_MS, tenant.until_ms - now_ms), True, here.slot_ms)
-    if tenant.left != ANY and here.fresh_of_tenant >= tenant.left:
-        return _later(policy, asked, here, "tenant_queued", wait.ms, ahead, now_ms)
-    max_wait_ms = known.max_wait_ms if asked.max_wait_ms is None else asked.max_wait_ms
-    if wait.ms > max_wait_ms:
-        return _later(policy, asked, here, wait.reason, wait.ms - max_wait_ms, ahead, now_ms)
-    if asked.deadline_ms is not None and now_ms + wait.ms + p90_ms > asked.deadline_ms:
-        return Refused("deadline", NEVER, False, here.slot_ms)
-    full = (policy.count_bound and here.count >= policy.count_bound) or (
-        policy.bytes_bound and here.size + asked.size > policy.bytes_bound
+        left_ms = tenant.until_ms - now_ms
+        late = 0 <= arrival.deadline_ms < tenant.until_ms + agent.p90_ms
+        return Verdict(TENANT_COST, 0.0, NEVER if late else ComeBack(left_ms, True))
+    if 0 <= tenant.left <= net:
+        mine = policy.classes[arrival.rank]
+        wait_ms = min(max(mine.own_ms * mine.pace, float(SHORTEST_MS)), float(LONGEST_CAP_WAIT_MS))
+        late = 0 <= arrival.deadline_ms < now_ms + wait_ms + agent.p90_ms
+        return Verdict(TENANT_QUEUED, 0.0, NEVER if late else ComeBack(math.ceil(wait_ms), True))
+    return None
+
+
+def judged(
+    policy: AdmissionPolicy, now_ms: int, arrival: Arrival, agent: AgentPolicy, wait: Wait, max_wait_ms: int
+) -> str:
+    """Why an arrival that its tenant's caps allow is refused; '' where it is not."""
+    if not policy.classes[arrival.rank].open:
+        return STORE
+    if wait.wait_ms > max_wait_ms:
+        return wait.reason
+    if 0 <= arrival.deadline_ms < now_ms + wait.wait_ms + agent.p90_ms:
+        return DEADLINE
+    return ""
+
+
+def max_wait_of(policy: AdmissionPolicy | None, arrival: Arrival) -> int:
+    """How long a run may wait for its first start; -1 for as long as it takes."""
+    if arrival.kept:
+        return -1
+    if arrival.max_wait_ms >= 0:
+        return arrival.max_wait_ms
+    return DEFAULT_MAX_WAIT_MS if policy is None else policy.classes[arrival.rank].max_wait_ms
+
+
+def come_back(
+    policy: AdmissionPolicy,
+    tally: Tally,
+    calendar: RetryCalendar,
+    now_ms: int,
+    rank: int,
+    cost_ms: int,
+    agent: AgentPolicy,
+    deadline_ms: int,
+    reason: str,
+) -> ComeBack:
+    """When a refused or shed run may come again: its slot in the calendar, at which all that it would have waited for
+    is over, and what is queued in its class and in better ones has gone.
+    """
+    room = policy.classes[rank].room
+    wait_ms = max(policy.floor_ms, float(agent.until_ms - now_ms))
+    if reason == STORE:
+        wait_ms = max(wait_ms, float(STORE_WAIT_MS))
+    spacing_ms = math.inf
+    if room > 0:
+        wait_ms = max(wait_ms, ahead(policy, tally, now_ms, rank, 1.0).cost_ms / room)
+        spacing_ms = cost_ms * policy.partitions / room
+    before_ms = deadline_ms - agent.p90_ms if deadline_ms >= 0 else math.inf
+    return calendar.book(now_ms, rank, wait_ms, spacing_ms, before_ms)
+
+
+def check(arrival: Arrival) -> None:
+    """Refuses what makes no sense.
+
+    Raises:
+        ValueError: a field is outside of its bounds; it is named.
+    """
+    bounds: Sequence[tuple[str, int, int, int]] = (
+        ("level", arrival.level, 0, LEVELS - 1),
+        ("max_wait_ms", arrival.max_wait_ms, -1, _LONGEST_MS),
+        ("deadline_ms", arrival.deadline_ms, -1, _LONGEST_MS),
+        ("size_bytes", arrival.size_bytes, 0, _LONGEST_MS),
     )
-    if full and not here.outranks:
-        return _later(policy, asked, here, "queue_full", wait.ms, ahead, now_ms)
-    return Accepted(wait.ms, bool(full))
-
-
-def _later(
-    policy: AdmissionPolicy, asked: Asked, here: Here, reason: str, least_ms: float, ahead_ms: float, now_ms: int
-) -> Refused:
-    """Refused until the class has room for it: each refused run gets a slot of its own in the class's calendar."""
-    room = policy.classes[asked.rank].room
-    if room <= 0:
-        return Refused(reason, NO_ROOM_RETRY_MS, False, here.slot_ms)
-    cost_ms = policy.agent(asked.agent).cost_ms
-    earliest = now_ms + max(LEAST_RETRY_MS, least_ms)
-    slot = max(earliest, here.slot_ms + cost_ms * policy.partitions / room)
-    return Refused(reason, math.ceil(slot - now_ms), True, slot)
-
-
-def is_hopeless(policy: AdmissionPolicy, rank: int, agent: str, max_wait_ms: int, ahead_ms: float, now_ms: int) -> bool:
-    """Whether the last run of a queue is to be evicted: it will wait for longer than it may."""
-    if policy.drain is None:
-        return False
-    return predicted_wait(policy, rank, agent, ahead_ms, now_ms).ms > max_wait_ms
+    for name, value, least, most in bounds:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(
+                f"run {arrival.id!r:.80}: {name} {value!r:.40} must be a whole number from {least} to {most}"
+            )
+    for name, text in (("id", arrival.id), ("tenant", arrival.tenant), ("agent", arrival.agent)):
+        if not text:
+            raise ValueError(f"run {arrival.id!r:.80}: {name} must be a text that is not empty")
