@@ -313,7 +313,7 @@ class HostRuntime:
             claims = (self.store.claim(partition, host, most, self._served) for partition in partitions)
             answers = await asyncio.gather(*claims, return_exceptions=True)
             for partition, answer in zip(partitions, answers, strict=True):
-                if answer is None or isinstance(answer, BaseException) or answer[0]:
+                if answer is None or isinstance(answer, BaseException) or answer[0] >= 0:
                     self._dirty[partition] = None
                 if isinstance(answer, tuple):
                     for claim in answer[1]:
@@ -374,7 +374,7 @@ class HostRuntime:
                 self._keep(self.authority.told())
                 continue
             if channel == wake:
-                self._poke([int(text, 16)])
+                self._poke([int(text.partition(" ")[0], 16)])
                 continue
             if channel == dependencies:
                 self.gates.hear(text)

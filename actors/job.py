@@ -245,13 +245,14 @@ def new_run(
         id=run_id_of(job, batch, partitions, simulated=simulated),
         custom_id=job.custom_id,
         agent=job.agent,
-        rank=rank_of(job.value),
+        level=level_of(job.value),
         # Without who submits it: the same job is the same, whoever submits it again.
         digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
         job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
         deadline=deadline,
         max_wait=max_wait,
         version=version,
+        tenant=job.tenant,
     )
 
 
@@ -269,7 +270,8 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
             simulated=parent.simulated, simulation=simulation,
         )
     )  # fmt: skip
-    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "", version)
+    level = level_of(parent.value)
+    return NewRun(run_id, lineage, agent, level, digest(agent, record), record, "", "", version, parent.tenant)
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

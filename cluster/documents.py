@@ -44,8 +44,8 @@ class DocumentRecord(msgspec.Struct, frozen=True):
 
 
 class DocumentSet(NamedTuple):
-    """What became of a document that was to be set: ``SET``, ``SAME`` (it was in force already) or ``KEPT`` (another one
-    was there, and this one was only to begin with); the number and the time of the one in force.
+    """What became of a document that was to be set: ``SET``, ``SAME`` (it was in force already) or ``KEPT`` (another
+    one was there, and this one was only to begin with); the number and the time of the one in force.
     """
 
     word: str

@@ -1,5 +1,6 @@
 """What the store's room hands out and takes: bytes and facts, no agents."""
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,18 +11,71 @@ from cluster.lifecycle import RunState
 class NewRun(NamedTuple):
     """A run to be made: what ``submit`` writes. Times are texts as the script wants them ('' for none).
 
+    ``level`` is how valuable the run is, smaller ones go first; the tenant is who shares a level with others.
     ``version`` is the agent's version that the run is pinned to from the start; '' for the one that claims it first.
     """
 
     id: str
     custom_id: str
     agent: str
-    rank: int
+    level: int
     digest: str
     job: bytes
     deadline: str
     max_wait: str
     version: str = ""
+    tenant: str = ""
+
+
+class Made(enum.IntEnum):
+    """What a submission came to."""
+
+    MADE = 1
+    EXISTING = 0
+    OTHER = -1
+    REFUSED = -2
+
+
+class Submitted(NamedTuple):
+    """The door's answer for one run.
+
+    Attributes:
+        made: whether it was made, the same job was there already, another job holds its id, or it was refused.
+        place: how many runs of its partition were before it when it was made; -1 where nothing can be predicted.
+        wait_ms: the predicted wait of a run that was made; -1 where nothing can be predicted.
+        reason: why it was refused.
+        retry_after_ms: when to come back; -1 for never with this job.
+        by_itself: whether a program should come back without being asked to.
+    """
+
+    made: Made
+    place: int = -1
+    wait_ms: int = -1
+    reason: str = ""
+    retry_after_ms: int = -1
+    by_itself: bool = False
+
+
+class PartitionReport(NamedTuple):
+    """What a partition says to the controller.
+
+    Attributes:
+        version: of the policy that is in force there.
+        places: how many more runs may be started there, of the tenants whose places were changed.
+        counters: what is queued and running, and what was served, by the names that the scripts give them.
+        levels: the virtual time that a level is served at.
+        best_level: of what is queued; -1 where nothing is.
+        first_since_ms: since when the first run of the queue waits; 0 where nothing does.
+        queued: how many runs are queued, without those that are set aside.
+    """
+
+    version: int
+    places: dict[str, int]
+    counters: dict[str, float]
+    levels: dict[int, int]
+    best_level: int
+    first_since_ms: int
+    queued: int
 
 
 class NewFork(NamedTuple):
@@ -34,10 +88,11 @@ class NewFork(NamedTuple):
     agent: str
     version: str
     custom_id: str
-    rank: int
+    level: int
     digest: str
     job: bytes
     lineage: str
+    tenant: str
     readonly: bool
     archive: Sequence[bytes]
     journal: Sequence[bytes]

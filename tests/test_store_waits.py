@@ -265,5 +265,5 @@ async def test_nothing_stays_behind_for_ever(redis_url: str) -> None:
         await asyncio.sleep(0.1)
         await store.fire(0)
         audit = Audit(store)
-        assert set(audit.ttl_ms["00"]) == {"counts"}
+        assert set(audit.ttl_ms["00"]) == {"counts", "load", "fair"}
         assert audit.counts["00"]["counts"]["succeeded"] == 2

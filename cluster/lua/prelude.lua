@@ -8,6 +8,11 @@
 -- (those that are not pending any more, by time), decided:TOOL (the last ones of a tool). approval:ID is a hash,
 -- approvals:RUN the set of a run's. The list doomed holds runs that are to be
 -- cancelled with their parent, each followed by the reason: what one call left to the next fire.
+-- Admission (docs/admission.md): a run's order is its level * 2^43 and the virtual time at which its tenant is due; a
+-- class has 100 levels. load is a hash of counters: what is queued (queued:RANK, queued_ms:RANK, bytes,
+-- queued_of:TENANT), running (running:TENANT) and what was served (served_ms:RANK, served_of:TENANT, agent_…:AGENT).
+-- fair has a level's virtual time (v:LEVEL) and its tenants' counters (f:LEVEL:TENANT). admission is what the
+-- controller has said, held what people have paused, places who may start how many more.
 -- Lineages: branches:ROOT has the root and all forks below it, holders:ROOT which branch was promoted for which lineage,
 -- promotions:ROOT what was promoted, when, by whom and why; fire looks now and then whether any of a root's runs
 -- (lineages, by the time of the next look) is still there. A run with 'readonly' may cause no effects.
@@ -17,7 +22,10 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local LINEAGE_LOOK_MS = 3600000
-local deltas, settled, woken = {}, {}, false
+local LEVEL_SPAN, CLASS_SPAN = 8796093022208, 879609302220800
+local LOAD, FAIR = base .. 'load', base .. 'fair'
+local DEFAULT_COST_MS = 1000
+local deltas, settled, woken = {}, {}, nil
 local kept
 
 -- How long a run that ended in this state stays readable; without a state, the longest of all.
@@ -60,25 +68,118 @@ local function go(id, batch, version, from, to, ...)
   count_state(batch, from, to)
 end
 
+local function level_of(order) return math.floor(order / LEVEL_SPAN) end
+local function rank_of(order) return math.floor(order / CLASS_SPAN) end
+
+-- Fairness (admission/fair_share.py): virtual times and tenants' counters, each read once and written once a call.
+local times, changed = {}, {}
+local function time_of(field)
+  local found = times[field]
+  if not found then
+    found = tonumber(redis.call('HGET', FAIR, field) or 0)
+    times[field] = found
+  end
+  return found
+end
+local function set_time(field, to)
+  if time_of(field) ~= to then times[field] = to; changed[field] = true end
+end
+local function charge(cost, weight) return math.max(1, math.floor(cost / weight + 0.5)) end
+-- A tenant's counter moves by so much, and never below what its level is being served at.
+local function shift(level, tenant, by)
+  local counter = 'f:' .. level .. ':' .. tenant
+  set_time(counter, math.max(time_of('v:' .. level), time_of(counter) + by))
+end
+
+-- The place in the queue of a run that has just come, and what its tenant's counter was charged for it.
+local function due(level, tenant, cost, weight)
+  local start = math.min(math.max(time_of('v:' .. level), time_of('f:' .. level .. ':' .. tenant)), LEVEL_SPAN - 1)
+  local charged = charge(cost, weight)
+  set_time('f:' .. level .. ':' .. tenant, start + charged)
+  return string.format('%.0f', level * LEVEL_SPAN + start), charged
+end
+
+-- Counts a run into the queue (sign 1) or out of it (-1).
+local function count_queued(order, cost, tenant, size, sign)
+  local rank = rank_of(order)
+  count(LOAD, 'queued:' .. rank, sign)
+  count(LOAD, 'queued_ms:' .. rank, sign * cost)
+  count(LOAD, 'queued_of:' .. tenant, sign)
+  count(LOAD, 'bytes', sign * size)
+end
+
+-- The same for a run whose facts are not at hand.
+local function recount_queued(id, order, sign)
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'cost', 'tenant', 'size')
+  count_queued(tonumber(order), tonumber(rec[1] or 0), rec[2] or '', tonumber(rec[3] or 0), sign)
+end
+
+-- A queue has got something: hosts are told the best level of it.
+local function wake(order)
+  local level = level_of(order)
+  if not woken or level < woken then woken = level end
+end
+
 -- Puts a run into the queue at the place that its order gives, and its bound into the timers.
 local function enqueue(id, order, bound)
   redis.call('ZADD', base .. 'queue', order, id)
   if bound and bound ~= '' then redis.call('ZADD', base .. 'timers', bound, id) end
-  woken = true
+  recount_queued(id, order, 1)
+  wake(tonumber(order))
 end
 
 -- Which hosts a queued run needs: those that serve its agent, in its version once it has been started.
 local function need_of(agent, pinned) return agent .. '\n' .. (pinned or '') end
 
+-- Sets a queued run aside, until what it needs is there.
+local function set_aside(id, order, need, reason)
+  redis.call('ZADD', base .. 'unserved', order, id)
+  redis.call('ZADD', base .. 'aside:' .. need, order, id)
+  redis.call('SADD', base .. 'needs', need)
+  redis.call('HSET', base .. 'run:' .. id, 'reason', reason, 'need', need)
+end
+
 -- Takes a queued run out of every index that it may be in.
 local function unqueue(id)
-  redis.call('ZREM', base .. 'queue', id)
+  if redis.call('ZREM', base .. 'queue', id) == 1 then
+    recount_queued(id, redis.call('HGET', base .. 'run:' .. id, 'order'), -1)
+  end
   redis.call('ZREM', base .. 'timers', id)
   if redis.call('ZREM', base .. 'unserved', id) == 1 then
-    local rec = redis.call('HMGET', base .. 'run:' .. id, 'agent', 'pinned')
-    local need = need_of(rec[1], rec[2])
+    local rec = redis.call('HMGET', base .. 'run:' .. id, 'need', 'agent', 'pinned')
+    local need = rec[1] or need_of(rec[2], rec[3])
     redis.call('ZREM', base .. 'aside:' .. need, id)
     if redis.call('EXISTS', base .. 'aside:' .. need) == 0 then redis.call('SREM', base .. 'needs', need) end
+  end
+end
+
+-- A run that was never started has left the queue: its tenant is due again as if it had never been there.
+local function give_back(id)
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'order', 'tenant', 'charged', 'started_ms')
+  if rec[3] and not rec[4] then shift(level_of(tonumber(rec[1])), rec[2], -tonumber(rec[3])) end
+end
+
+-- A run holds a slot no more. What it had it for is counted, and when it has ended its tenant's counter is put right.
+local function let_go(id, ended)
+  local run = base .. 'run:' .. id
+  local rec = redis.call('HMGET', run, 'tenant', 'claimed', 'slot_ms', 'charged', 'weight', 'order', 'agent',
+    'started_ms')
+  local tenant, spent = rec[1] or '', now - tonumber(rec[2] or now)
+  local total = tonumber(rec[3] or 0) + spent
+  count(LOAD, 'running:' .. tenant, -1)
+  count(LOAD, 'served_ms:' .. rank_of(tonumber(rec[6])), spent)
+  count(LOAD, 'served_of:' .. tenant, spent)
+  if not ended then
+    if spent > 0 then redis.call('HSET', run, 'slot_ms', total) end
+    return
+  end
+  -- Costs in whole slots, times in powers of two: the mean and the quantiles of an agent's runs.
+  local _, power = math.frexp(math.max(1, now - tonumber(rec[8] or now)))
+  count(LOAD, 'agent_runs:' .. rec[7], 1)
+  count(LOAD, 'agent_ms:' .. rec[7], total)
+  count(LOAD, 'agent_took:' .. (power - 1) .. ':' .. rec[7], 1)
+  if rec[4] then
+    shift(level_of(tonumber(rec[6])), tenant, charge(total, tonumber(rec[5] or 1)) - tonumber(rec[4]))
   end
 end
 
@@ -192,6 +293,7 @@ cancel_run = function(id, reason)
   else
     unqueue(id)
     redis.call('ZREM', base .. 'waiting', id)
+    if state == 'queued' then give_back(id) end
     end_run(id, rec[2], rec[5], rec[6], state, 'cancelled', reason, '', '')
     return 'cancelled'
   end
@@ -222,7 +324,7 @@ end
 local function settle()
   for key, fields in pairs(deltas) do
     for field, amount in pairs(fields) do
-      if amount ~= 0 then redis.call('HINCRBY', key, field, amount) end
+      if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
     end
   end
   for batch, amount in pairs(settled) do
@@ -237,5 +339,6 @@ local function settle()
     end
     redis.call('PUBLISH', name .. ':batch:' .. batch, amount)
   end
-  if woken then redis.call('PUBLISH', name .. ':wake', partition) end
+  for field in pairs(changed) do redis.call('HSET', FAIR, field, string.format('%.0f', times[field])) end
+  if woken then redis.call('PUBLISH', name .. ':wake', partition .. ' ' .. woken) end
 end
