@@ -17,7 +17,7 @@ from typing import IO, Final, Self
 from actors.job import Job
 from penstock.checking import Facts, read_job
 from penstock.errors import BatchFileError
-from penstock.views import Problem
+from penstock.submit_views import Problem
 
 KEPT_PROBLEMS: Final = 100
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"

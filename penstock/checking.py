@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_jsonable_python
 
 from actors.job import LONGEST_S, RECORD_VERSION, Job, JobRecord
-from penstock.views import Problem
+from penstock.submit_views import Problem
 
 _TEXT_LIMIT: Final = 300
 _CLOCK_NOTICED_MS: Final = 2000

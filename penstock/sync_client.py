@@ -16,23 +16,15 @@ from penstock.admission_views import AdmissionAnswer, AdmissionView
 from penstock.approval_facts import ApprovalView
 from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
-from penstock.client import Client, ProgressCallback
+from penstock.client import Client
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
 from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
+from penstock.submit_views import SubmitReport
 from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
-from penstock.views import (
-    BatchStatus,
-    DeploymentStatus,
-    HostView,
-    Result,
-    RunSummary,
-    RunView,
-    SubmitReport,
-    Why,
-)
+from penstock.views import BatchStatus, DeploymentStatus, HostView, Result, RunSummary, RunView, Why
 
 T = TypeVar("T")
 
@@ -83,22 +75,17 @@ class SyncClient:
             finally:
                 self._end_loop()
 
-    def submit(self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None) -> SubmitReport:
+    def submit(
+        self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None, **options: Any
+    ) -> SubmitReport:
         """See :meth:`Client.submit`."""
-        return self._call(self._client.submit(jobs, batch=batch))
+        return self._call(self._client.submit(jobs, batch=batch, **options))
 
     def submit_file(
-        self,
-        path: str | os.PathLike[str] | IO[bytes],
-        *,
-        batch: str | None = None,
-        skip_invalid: bool = False,
-        on_progress: ProgressCallback | None = None,
+        self, path: str | os.PathLike[str] | IO[bytes], *, batch: str | None = None, **options: Any
     ) -> SubmitReport:
         """See :meth:`Client.submit_file`."""
-        return self._call(
-            self._client.submit_file(path, batch=batch, skip_invalid=skip_invalid, on_progress=on_progress)
-        )
+        return self._call(self._client.submit_file(path, batch=batch, **options))
 
     def run(
         self,

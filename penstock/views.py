@@ -11,65 +11,6 @@ from penstock.approval_facts import ApprovalView
 _UNKNOWN = RunState.CONFIRMATION_UNKNOWN.value
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong with one job.
-
-    ``line`` counts from 1; for jobs that come from code it is their position. ``field`` is a path such as
-    ``input.order_id``, empty where the line as a whole is meant.
-    """
-
-    line: int
-    field: str
-    reason: str
-    fix: str
-    custom_id: str = ""
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return self.text("line")
-
-    def text(self, unit: str) -> str:
-        """One line for people; ``unit`` is what ``line`` counts."""
-        named = f" ({self.custom_id})" if self.custom_id else ""
-        where = f"{unit} {self.line}{named}" + (f", {self.field}" if self.field else "")
-        return f"{where}: {self.reason}; {self.fix}" if self.fix else f"{where}: {self.reason}"
-
-
-class Conflict(msgspec.Struct, frozen=True):
-    """A job that was refused because another job with other content holds its place in the batch."""
-
-    custom_id: str
-    run_id: str
-
-
-class SubmitReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission.
-
-    ``accepted`` jobs are new and durable, ``existing`` ones were there already with the same content, ``conflicts``
-    are there with other content and were left alone, ``invalid_lines`` were skipped because the caller said so. The
-    lists are bounded; the counts are not.
-    """
-
-    batch: str
-    accepted: int
-    existing: int
-    conflict_count: int = 0
-    conflicts: tuple[Conflict, ...] = ()
-    invalid_lines: int = 0
-    problem_count: int = 0
-    problems: tuple[Problem, ...] = ()
-
-
-class SubmitProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the submission of a file is. ``phase`` is ``check`` (nothing is submitted yet) or ``submit``."""
-
-    phase: str
-    done_bytes: int
-    total_bytes: int
-    jobs: int
-    problems: int
-
-
 class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where a batch stands. ``by_state`` has a key for every state that is not zero.
 

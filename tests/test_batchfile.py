@@ -17,7 +17,7 @@ from actors.job import Job, level_of, new_run, rank_of
 from penstock.batchfile import KEPT_PROBLEMS, BatchFile, Scan, line_limit
 from penstock.checking import Facts, accept_anything, adapter_check, check_job, checked, read_job, schema_check
 from penstock.errors import BatchFileError
-from penstock.views import Problem
+from penstock.submit_views import Problem
 
 NOW_MS = 1_750_000_000_000
 

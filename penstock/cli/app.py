@@ -21,7 +21,7 @@ from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
     from penstock.client import Client
-    from penstock.views import SubmitReport
+    from penstock.submit_views import SubmitReport
 
 cli = typer.Typer(
     name="penstock",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from penstock.approval_facts import ApprovalView
     from penstock.doctor import Check
-    from penstock.views import BatchStatus, DeploymentStatus, HostView, JournalStep, Problem, RunSummary, RunView
+    from penstock.submit_views import Problem
+    from penstock.views import BatchStatus, DeploymentStatus, HostView, JournalStep, RunSummary, RunView
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _JSON_SHOWN = 2000

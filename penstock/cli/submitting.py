@@ -14,7 +14,7 @@ from penstock.cli.outcome import Exit, Failure, say
 if TYPE_CHECKING:
     from actors.registry import App
     from cluster.config import Settings
-    from penstock.views import SubmitReport
+    from penstock.submit_views import SubmitReport
 
 
 def app_at_hand(

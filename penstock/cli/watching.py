@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from cluster.config import Settings
-    from penstock.client import Client, ProgressCallback
-    from penstock.views import BatchStatus, SubmitProgress
+    from penstock.client import Client
+    from penstock.submit_views import SubmitProgress
+    from penstock.submitting import ProgressCallback
+    from penstock.views import BatchStatus
 
 _LINE_EVERY_S = 5.0
 
