@@ -207,4 +207,5 @@ def _record(run_id: str, flat: list[Any]) -> RunRecord:
         demoted=raw.get("demoted", b""),
         head=text("head"),
         end_seal=text("end_seal"),
+        retry_after_ms=number("retry_after_ms"),
     )

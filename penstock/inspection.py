@@ -27,6 +27,7 @@ from penstock.views import (
     Why,
     batch_status,
     decoded,
+    retry_after_of,
     run_error,
     summary_of,
 )
@@ -130,6 +131,7 @@ async def view(store: Store, record: RunRecord) -> RunView:
         journal=[journal_step(decode_entry(raw)) for raw in entries],
         by=job.by,
         approvals=waits_for,
+        retry_after_s=retry_after_of(record),
     )
 
 

@@ -71,7 +71,12 @@ class RunError(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end."""
+    """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end.
+
+    A run that was ``shed`` was never started: ``reason`` says why, ``retry_after_s`` how long after its end to come back;
+    None where nobody knows, or where it cannot be accepted as it is. Submitting the same job again makes it this run
+    again.
+    """
 
     custom_id: str
     run_id: str
@@ -85,6 +90,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     migrations: int = 0
     waited_s: float | None = None
     ran_s: float | None = None
+    retry_after_s: float | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -118,7 +124,14 @@ def result_of(record: RunRecord) -> Result:
         migrations=record.migrations,
         waited_s=None if started is None else (started - record.accepted_ms) / 1000,
         ran_s=None if started is None or ended is None else (ended - started) / 1000,
+        retry_after_s=retry_after_of(record),
     )
+
+
+def retry_after_of(record: RunRecord) -> float | None:
+    """When a run that was shed may come back, in seconds from its end; None where that is not so."""
+    after_ms = record.retry_after_ms
+    return None if record.state is not RunState.SHED or after_ms is None or after_ms < 0 else after_ms / 1000
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +184,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``root`` is its lineage, where it is a fork or a child run. A fork has the first ``inherited`` entries of its
     archive and journal from ``forked_from``; a branch whose ``may_cause_effects`` is False waits to be promoted.
-    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
+    ``by`` is who submitted its job; ``approvals`` are those that it waits for. ``retry_after_s`` is for a run that was
+    shed, see :class:`Result`.
     """
 
     run_id: str
@@ -210,6 +224,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     may_cause_effects: bool = True
     by: str = ""
     approvals: list[ApprovalView] = []
+    retry_after_s: float | None = None
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):

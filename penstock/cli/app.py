@@ -168,32 +168,39 @@ def submit(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad lines out, submit the others.")
     ] = False,
+    retry_shed: Annotated[
+        bool, typer.Option("--retry-shed", help="Come back with refused jobs by the calendar, until all are in.")
+    ] = False,
+    refused: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all refused jobs to this file as JSON lines.", show_default=False),
+    ] = None,
     timeout: TimeoutOption = None,
     app: AppOption = None,
     app_dir: AppDirOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a batch file. The same file twice makes no job twice."""
+    """Submit a batch file; the same file twice makes no job twice. Tells what is refused, and when to come back."""
     from penstock.batchfile import spooled
-    from penstock.cli.submitting import app_at_hand, submitted, tell_report
-    from penstock.cli.watching import submission_teller, watch_batch
+    from penstock.cli.submitting import app_at_hand, end_of_submission, refused_lines, submitted, tell_report
+    from penstock.cli.watching import SubmissionTeller, watch_batch
 
-    found = settings()
-    with spooled(file, sys.stdin.buffer) as source:
+    found, teller = settings(), SubmissionTeller()
+    with spooled(file, sys.stdin.buffer) as source, refused_lines(refused) as on_refused:
 
         async def work() -> "SubmitReport":
             async with connected(found, app_at_hand(found, app, app_dir)) as client:
-                with submission_teller() as on_progress:
+                with teller:
                     return await client.submit_file(
-                        source, batch=batch, skip_invalid=skip_invalid, on_progress=on_progress
-                    )
+                        source, batch=batch, skip_invalid=skip_invalid, retry_refused=retry_shed,
+                        on_refused=on_refused, on_progress=teller,
+                    )  # fmt: skip
 
-        report = submitted(work, as_json=as_json)
-    tell_report(report, as_json=as_json)
-    if watch:
+        report = submitted(work, teller, as_json=as_json)
+    tell_report(report, as_json=as_json, all_in=refused)
+    if watch and report.accepted + report.existing:
         watch_batch(found, report.batch, timeout, as_json=as_json)
-    if report.conflict_count:
-        raise typer.Exit(Exit.BAD_INPUT)
+    end_of_submission(report)
 
 
 @cli.command()

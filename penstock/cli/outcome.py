@@ -26,6 +26,7 @@ class Exit(IntEnum):
     TIMED_OUT = 4
     UNKNOWN = 5
     NO_STORE = 6
+    REFUSED = 7
     INTERRUPTED = 130
     NO_READER = 141
 
@@ -33,7 +34,7 @@ class Exit(IntEnum):
 EXIT_CODES = """\
 Exit codes: 0 done; 1 the command failed; 2 wrong usage or bad input; 3 some runs did not succeed; 4 time-out; \
 5 the outcome of some runs is unknown (confirmation_unknown); 6 no deployment, or its store cannot be reached; \
-130 interrupted (Ctrl-C)."""
+7 some jobs were refused: come back later; 130 interrupted (Ctrl-C)."""
 
 
 class Failure(Exception):
@@ -103,6 +104,7 @@ def code_of(error: BaseException) -> Exit | None:
         InvalidBatchKey,
         InvalidResolution,
         NotTheOpenEffect,
+        Refused,
         SubmissionInterrupted,
         UnusableSpec,
         WaitTimedOut,
@@ -117,6 +119,8 @@ def code_of(error: BaseException) -> Exit | None:
             return Exit.BAD_INPUT
         case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
             return Exit.BAD_INPUT
+        case Refused():
+            return Exit.REFUSED
         case WaitTimedOut():
             return Exit.TIMED_OUT
         case StoreFull():

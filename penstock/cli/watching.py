@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import typer
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cluster.config import Settings
     from penstock.client import Client
     from penstock.submit_views import SubmitProgress
-    from penstock.submitting import ProgressCallback
     from penstock.views import BatchStatus
 
 _LINE_EVERY_S = 5.0
@@ -70,27 +69,59 @@ def _bar(console: Any) -> "Progress":
     )
 
 
-@contextlib.contextmanager
-def submission_teller() -> Iterator["ProgressCallback | None"]:
-    """Shows how far the submission of a file is, where there is a terminal to show it on."""
-    console = shown.console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+class SubmissionTeller:
+    """Shows how far the submission of a file is: a bar where there is a terminal; elsewhere a line now and then while
+    refused jobs wait to come back. A context manager; ``last`` is what it was told last.
+    """
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
-    detail = TextColumn("{task.fields[jobs]}", markup=False)
-    with Progress(*columns, detail, console=console, transient=True) as progress:
-        task = progress.add_task("check", total=None, jobs="")
+    def __init__(self) -> None:
+        self.last: SubmitProgress | None = None
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._told_s = 0.0
 
-        def draw(step: "SubmitProgress") -> None:
-            progress.update(
-                task, description=step.phase, total=step.total_bytes, completed=step.done_bytes,
-                jobs=f"{step.jobs:,} jobs" + (f", {step.problems:,} problems" if step.problems else ""),
-            )  # fmt: skip
+    def __enter__(self) -> Self:
+        console = shown.console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
 
-        yield draw
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
+            detail = TextColumn("{task.fields[detail]}", markup=False)
+            self._progress = Progress(*columns, detail, console=console, transient=True)
+            self._task = self._progress.add_task("check", total=None, detail="")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, step: "SubmitProgress") -> None:
+        """Shows it now."""
+        self.last = step
+        retrying = step.phase == "retry"
+        detail = waiting_line(step) if retrying else _submission_line(step)
+        if self._progress is not None:
+            total, done = (step.jobs, step.jobs - step.waiting) if retrying else (step.total_bytes, step.done_bytes)
+            self._progress.update(self._task, description=step.phase, total=total, completed=done, detail=detail)
+        elif retrying and step.waiting and time.monotonic() - self._told_s >= _LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            say(detail)
+
+
+def waiting_line(step: "SubmitProgress") -> str:
+    """What has become of jobs, of which some are to come back."""
+    refused = f", {step.refused:,} refused for good" if step.refused else ""
+    wait = f", {step.waiting:,} to come back, the next one in {shown.wait(step.next_s)}" if step.waiting else ""
+    return f"{step.accepted:,} accepted{refused}{wait}"
+
+
+def _submission_line(step: "SubmitProgress") -> str:
+    parts = [f"{step.jobs:,} jobs"]
+    parts += [f"{step.problems:,} problems"] if step.problems else []
+    parts += [f"{step.refused:,} refused"] if step.refused else []
+    parts += [f"{step.waiting:,} to come back"] if step.waiting else []
+    return ", ".join(parts)
 
 
 async def until_settled(client: "Client", batch: str, *, timeout_s: float | None, as_json: bool) -> "BatchStatus":
