@@ -13,6 +13,7 @@ class NewRun(NamedTuple):
 
     ``level`` is how valuable the run is, smaller ones go first; the tenant is who shares a level with others.
     ``version`` is the agent's version that the run is pinned to from the start; '' for the one that claims it first.
+    ``again`` is '1' for one that was refused and comes again when it was told to.
     """
 
     id: str
@@ -25,6 +26,7 @@ class NewRun(NamedTuple):
     max_wait: str
     version: str = ""
     tenant: str = ""
+    again: str = ""
 
 
 class Made(enum.IntEnum):
@@ -41,41 +43,19 @@ class Submitted(NamedTuple):
 
     Attributes:
         made: whether it was made, the same job was there already, another job holds its id, or it was refused.
-        place: how many runs of its partition were before it when it was made; -1 where nothing can be predicted.
-        wait_ms: the predicted wait of a run that was made; -1 where nothing can be predicted.
+        place: about how many runs of the deployment go before a run that was made, and one.
+        wait_ms: its predicted wait.
         reason: why it was refused.
         retry_after_ms: when to come back; -1 for never with this job.
         by_itself: whether a program should come back without being asked to.
     """
 
     made: Made
-    place: int = -1
-    wait_ms: int = -1
+    place: int = 1
+    wait_ms: int = 0
     reason: str = ""
     retry_after_ms: int = -1
     by_itself: bool = False
-
-
-class PartitionReport(NamedTuple):
-    """What a partition says to the controller.
-
-    Attributes:
-        version: of the policy that is in force there.
-        places: how many more runs may be started there, of the tenants whose places were changed.
-        counters: what is queued and running, and what was served, by the names that the scripts give them.
-        levels: the virtual time that a level is served at.
-        best_level: of what is queued; -1 where nothing is.
-        first_since_ms: since when the first run of the queue waits; 0 where nothing does.
-        queued: how many runs are queued, without those that are set aside.
-    """
-
-    version: int
-    places: dict[str, int]
-    counters: dict[str, float]
-    levels: dict[int, int]
-    best_level: int
-    first_since_ms: int
-    queued: int
 
 
 class NewFork(NamedTuple):

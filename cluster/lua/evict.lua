@@ -1,29 +1,20 @@
 -- evict: the last runs of the queue go while they would wait for longer than they may. Runs that were started, child
 --   runs and forks stay.
 -- ARGV: retention; how many at most.
--- Returns how many were shed (or, in a dry run, would have been).
+-- Returns how many were shed.
 -- Invariant: what goes is what is worth least, and of that the heaviest tenant's newest.
-local policy, here = read_policy(), read_here()
-local shed, before = 0, '+inf'
-if policy and policy.drain then
-  while shed < tonumber(ARGV[2]) do
-    local last = last_to_shed(before)
-    if not last then break end
-    local rank = rank_of(last.order)
-    local wait, reason = predicted_wait(policy, rank, last.agent, cost_ahead(policy, rank, here, 1))
-    local allowed = last.max_wait or policy.classes[rank + 1].max_wait_ms
-    if wait <= allowed then break end
-    shed = shed + 1
-    if policy.dry_run then
-      here.gone_ms[rank + 1] = here.gone_ms[rank + 1] + last.cost
-      count(LOAD, 'would_evict:' .. rank .. ':' .. reason, 1)
-      here.queued[rank + 1], here.queued_ms[rank + 1] = here.queued[rank + 1] - 1, here.queued_ms[rank + 1] - last.cost
-      before = '(' .. string.format('%.0f', last.order)
-    else
-      evict(last, here, reason, later(policy, {rank = rank, agent = last.agent}, here, reason, wait - allowed).retry)
-    end
+local policy, tally = read_policy(), read_tally()
+local shed = 0
+while shed < tonumber(ARGV[2]) and not policy.dry_run do
+  local last
+  for _, run in ipairs(bottom()) do
+    last = last or (run.evictable and run)
   end
+  if not last or not last.max_wait then break end
+  local wait, reason = predicted(policy, tally, last.order, agent_of(policy, last.agent))
+  if wait <= last.max_wait then break end
+  shed = shed + 1
+  evict(policy, tally, last, reason)
 end
-settle_here(here)
 settle()
 return shed

@@ -26,7 +26,6 @@ for _, id in ipairs(due) do
     end
   elseif state == 'queued' and not rec[8] and (late or not rec[5]) then
     unqueue(id)
-    give_back(id)
     if late then
       end_run(id, rec[2], rec[6], rec[7], 'queued', 'cancelled', 'deadline_exceeded', '', '')
     else

@@ -13,11 +13,11 @@ local digest = redis.call('HGET', run, 'digest')
 if digest then return digest == ARGV[8] and 0 or -1 end
 local archived = tonumber(ARGV[13])
 local inherited = #ARGV - 13 - archived
-local order, charged = due(tonumber(ARGV[7]), ARGV[11], DEFAULT_COST_MS, 1)
+local order = charge(tonumber(ARGV[7]), ARGV[11], DEFAULT_COST_MS, 1)
 redis.call('HSET', run, 'state', 'queued', 'version', 2, 'since', now, 'fence', 0, 'agent', ARGV[4], 'batch', '',
   'custom_id', ARGV[6], 'digest', ARGV[8], 'job', ARGV[9], 'order', order, 'accepted_ms', now, 'deadline', '',
   'max_wait', '', 'reason', 'queue', 'lineage', lineage, 'inherited', inherited, 'tenant', ARGV[11], 'cost',
-  DEFAULT_COST_MS, 'size', #ARGV[9], 'charged', charged)
+  DEFAULT_COST_MS, 'weight', 1, 'size', #ARGV[9])
 if ARGV[5] ~= '' then redis.call('HSET', run, 'pinned', ARGV[5]) end
 if ARGV[12] ~= '' then redis.call('HSET', run, 'readonly', 1) end
 -- In parts: Lua's unpack has a limit of some 8,000 values.

@@ -260,21 +260,24 @@ class Audit:
         """What is queued and running is what the counters say."""
         wanted: dict[str, Counter[str]] = defaultdict(Counter)
         for run_id, run in self.runs.items():
-            found = wanted[run_id[:2]]
+            found, rank = wanted[run_id[:2]], int(run["order"]) // CLASS_SPAN
             if run["state"] == "running":
-                found[f"running:{run['tenant']}"] += 1
-            if run_id in self.sorted[run_id[:2]].get("queue", {}):
-                rank = int(run["order"]) // CLASS_SPAN
-                found[f"queued:{rank}"] += 1
-                found[f"queued_ms:{rank}"] += int(run["cost"])
-                found[f"queued_of:{run['tenant']}"] += 1
+                found["running"] += 1
+                found[f"t:running:{run['tenant']}"] += 1
+            elif run["state"] == "queued":
+                where = "aside" if run_id in self.sorted[run_id[:2]].get("unserved", {}) else "queued"
+                found[f"c:{rank}:{where}"] += 1
+                found[f"c:{rank}:{where}_ms"] += int(run["cost"])
+                if where == "queued":
+                    found[f"t:queued_ms{rank}:{run['tenant']}"] += int(run["cost"])
+                found[f"t:queued:{run['tenant']}"] += 1
                 found["bytes"] += int(run["size"])
         for partition in self.admission.keys() | wanted.keys():
             load = self.admission[partition].get("load", {})
             counted = {
                 name: int(value)
                 for name, value in load.items()
-                if name.startswith(("queued", "running:", "bytes")) and int(value)
+                if re.match(r"running|bytes|t:(queued|running)|c:.:(queued|aside)", name) and int(value)
             }
             assert counted == dict(+wanted[partition]), partition
 
