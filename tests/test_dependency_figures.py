@@ -35,7 +35,7 @@ def measured(figures: list[Figure], *words: str) -> float:
 
 @pytest.mark.ray
 def test_a_limit_is_kept_and_made_use_of(bench: Bench) -> None:
-    figures = run(rates.rate_error(bench, COMMAND, hosts=(2,), simulated=(), limit=200, window_s=4.0, span_s=7.0))
+    figures = run(rates.rate_error(bench, COMMAND, hosts=(2,), simulated=(), limit=200, window_s=3.0, span_s=5.0))
     assert measured(figures, "error: 2 hosts, worst window") <= 1
     assert measured(figures, "error: 2 hosts, use") > 0.7
     assert measured(figures, "aiolimiter", "full burst", "worst window") > 1.2, "the comparison shows nothing"
@@ -50,7 +50,7 @@ def test_the_breaker_opens_for_all_hosts(bench: Bench) -> None:
 
 @pytest.mark.ray
 def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
-    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=3.0))
+    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=2.0))
     assert measured(figures, "openings for the others") == 0
     assert measured(figures, "the others' calls") > 0.6
 
@@ -59,7 +59,7 @@ def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
 def test_a_retry_storm_does_not_come_up(bench: Bench) -> None:
     figures = run(
         storms.retry_storm(
-            bench, COMMAND, hosts=2, rate=30, well_s=1.0, down_s=4.0, after_s=6.0, naive_rate=10, naive_down_s=2.0
+            bench, COMMAND, hosts=2, rate=30, well_s=1.0, down_s=3.0, after_s=4.5, naive_rate=10, naive_down_s=2.0
         )
     )
     # In so short a time the budget's reserve counts: it is what a burst of failures may use.

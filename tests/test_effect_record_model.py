@@ -17,6 +17,7 @@ from storehouse import settings_for
 from actors.receipts import APPLIED, NOT_APPLIED, UNDONE, UNKNOWN
 from cluster.records import EffectBegun
 from cluster.store import Store
+from examples import TIMES, examples
 
 IDENTITIES = ("one", "two")
 OWNERS = ("run-a:0", "run-b:0", "run-c:3")
@@ -239,6 +240,7 @@ class EffectRecordMachine(RuleBasedStateMachine):
             assert (left_ms > 0) == (record.state in (APPLIED, NOT_APPLIED, UNDONE)), (record, left_ms)
 
 
+@pytest.mark.timeout(120 * TIMES)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_the_record_of_an_effect_does_what_the_model_does(redis_url: str) -> None:
     shared = settings_for(redis_url)
@@ -247,7 +249,7 @@ def test_the_record_of_an_effect_does_what_the_model_does(redis_url: str) -> Non
         stores = [runner.run(Store.open(shared)) for _ in range(3)]
         EffectRecordMachine.stores, EffectRecordMachine.loop = stores, runner.get_loop()
         profile = settings(
-            max_examples=150,
+            max_examples=examples(100),
             stateful_step_count=20,
             # Short ones from the start: making a long one shorter takes longer than a test may.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],

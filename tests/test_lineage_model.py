@@ -26,6 +26,7 @@ from cluster.keys import effect_identity, lineage_root
 from cluster.lifecycle import TERMINAL
 from cluster.records import Append, Claim, EffectBegun
 from cluster.store import Store
+from examples import TIMES, examples
 
 HOSTS = ("h0", "h1")
 STEPS = 3
@@ -305,13 +306,14 @@ class LineageMachine(RuleBasedStateMachine):
                     assert self.applied[self.identity(run, int(each.step))] == 1, (run, each)
 
 
+@pytest.mark.timeout(120 * TIMES)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_lineages_do_what_the_model_does(redis_url: str) -> None:
     with asyncio.Runner() as runner:
         LineageMachine.url = redis_url
         LineageMachine.loop = runner.get_loop()
         profile = settings(
-            max_examples=40,
+            max_examples=examples(12),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

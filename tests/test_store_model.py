@@ -16,6 +16,7 @@ from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import Claim
 from cluster.settling import resolve
 from cluster.store import Store
+from examples import TIMES, examples
 
 HOSTS = ("h0", "h1", "h2")
 SERVES = {"h0": ("echo", "1"), "h1": ("echo", "1", "rare", "1"), "h2": ("echo", "2")}
@@ -302,13 +303,14 @@ class StoreMachine(RuleBasedStateMachine):
         assert counted.get("steps", 0) == self.steps
 
 
+@pytest.mark.timeout(120 * TIMES)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_the_store_does_what_the_model_does(redis_url: str) -> None:
     with asyncio.Runner() as runner:
         StoreMachine.url = redis_url
         StoreMachine.loop = runner.get_loop()
         profile = settings(
-            max_examples=40,
+            max_examples=examples(12),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
