@@ -1,4 +1,4 @@
-"""What operators say about admission, and the policy as JSON: what makes no sense is refused, other versions are read."""
+"""What operators say about admission, and the policy as JSON: nonsense is refused, other versions are read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from admission.queue_statistics import AgentStatistics, PartitionStatistics, Ten
 def test_nothing_said_bounds_nothing() -> None:
     nothing = AdmissionDefinition()
     assert nothing.version == "default"
-    assert nothing.of_class(0).max_wait == 86_400 and nothing.of_class(4).share == 0
+    assert nothing.of_class(0).max_wait == 86_400
+    assert nothing.of_class(4).share == 0
     anybody = nothing.of_tenant("anybody")
-    assert (anybody.weight, anybody.ranks, anybody.max_queued, anybody.max_running) == (1.0, (0, 1, 2, 3, 4), None, None)
+    assert (anybody.weight, anybody.ranks, anybody.max_queued, anybody.max_running) == (
+        1.0,
+        (0, 1, 2, 3, 4),
+        None,
+        None,
+    )
 
 
 def test_durations_sizes_and_names_are_read() -> None:
@@ -33,9 +39,12 @@ def test_durations_sizes_and_names_are_read() -> None:
             "max_queued_bytes": "1.5 GB",
         }
     )
-    assert said.of_class(0).max_wait == 5 and said.of_class(3).max_wait == 90
-    assert said.of_tenant("acme").ranks == (3,) and said.of_tenant("acme").cost_per_hour == 7200
-    assert said.of_tenant("acme").max_queued is None and said.of_tenant("other").max_queued == 10
+    assert said.of_class(0).max_wait == 5
+    assert said.of_class(3).max_wait == 90
+    assert said.of_tenant("acme").ranks == (3,)
+    assert said.of_tenant("acme").cost_per_hour == 7200
+    assert said.of_tenant("acme").max_queued is None
+    assert said.of_tenant("other").max_queued == 10
     assert said.max_queued_bytes == 1_500_000_000
     assert len(said.version) == 12
     assert said.version == AdmissionDefinition.model_validate_json(said.model_dump_json()).version
@@ -104,8 +113,11 @@ def test_statistics_are_read_as_they_are_written_and_as_lua_writes_them() -> Non
     assert queue_statistics.from_plain(json.loads(json.dumps(queue_statistics.as_plain(said)))) == said
     lua = {"partition": 1, "tenants": [], "classes": [{"queued": 2}], "refused": {"queue": [1]}, "agents": {"x": {}}}
     read = queue_statistics.from_plain(lua)
-    assert read.classes[0].queued == 2 and len(read.classes) == 5 and read.tenants == {}
-    assert read.refused == {"queue": [1, 0, 0, 0, 0]} and read.agents == {"x": AgentStatistics()}
+    assert read.classes[0].queued == 2
+    assert len(read.classes) == 5
+    assert read.tenants == {}
+    assert read.refused == {"queue": [1, 0, 0, 0, 0]}
+    assert read.agents == {"x": AgentStatistics()}
 
 
 @given(st.integers(0, 2**45))

@@ -19,9 +19,7 @@ from admission.values import LATEST
 
 
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["add", "add", "add", "first", "remove"]), st.integers(0, 30)), max_size=80
-    ),
+    st.lists(st.tuples(st.sampled_from(["add", "add", "add", "first", "remove"]), st.integers(0, 30)), max_size=80),
     st.integers(0, 4000),
 )
 def test_ordered_runs_are_as_a_sorted_list(actions: list[tuple[str, int]], bulk: int) -> None:
@@ -125,9 +123,7 @@ def test_tags_stay_below_the_end_of_their_level_and_begin_anew_when_it_is_empty(
     st.floats(0.01, 50),
     st.integers(1, 8),
 )
-def test_slots_never_collide_beyond_the_room(
-    asked: list[tuple[int, float, int]], room: float, partitions: int
-) -> None:
+def test_slots_never_collide_beyond_the_room(asked: list[tuple[int, float, int]], room: float, partitions: int) -> None:
     calendar = RetryCalendar(0.25)
     now, slots = 1_000_000, list[tuple[float, float]]()
     for later_ms, wait_ms, cost_ms in asked:
@@ -171,16 +167,23 @@ def test_partitions_begin_one_after_the_other() -> None:
 # ------------------------------------------------------------------------------------------------------------- drain
 
 
-def test_before_any_host_nothing_is_known_and_the_last_drain_holds_when_all_are_lost() -> None:
+def test_before_any_host_nothing_is_known() -> None:
     drain = Drain()
     drain.observe(0, 0, 0, 100)
-    assert drain.rate is None and drain.lost_for_ms(10_000) == 0
+    assert drain.rate is None
+    assert drain.lost_for_ms(10_000) == 0
+
+
+def test_the_last_drain_holds_when_all_hosts_are_lost() -> None:
+    drain = Drain()
     drain.observe(250, 20, 20, 100)
     assert drain.rate == 20
     drain.observe(500, 0, 0, 100)
-    assert drain.rate == 20 and drain.lost_for_ms(3500) == 3000
+    assert drain.rate == 20
+    assert drain.lost_for_ms(3500) == 3000
     drain.observe(4000, 10, 0, 100)
-    assert drain.rate == pytest.approx(10) and drain.lost_for_ms(4000) == 0
+    assert drain.rate == pytest.approx(10)
+    assert drain.lost_for_ms(4000) == 0
 
 
 def test_efficiency_is_learned_while_there_is_enough_to_do_and_forgiven_otherwise() -> None:
@@ -188,7 +191,8 @@ def test_efficiency_is_learned_while_there_is_enough_to_do_and_forgiven_otherwis
     for _ in range(400):
         now += 250
         drain.observe(now, 100, 40, 1000)
-    assert drain.efficiency == pytest.approx(0.4, abs=0.01) and drain.rate == pytest.approx(40, abs=1)
+    assert drain.efficiency == pytest.approx(0.4, abs=0.01)
+    assert drain.rate == pytest.approx(40, abs=1)
     for _ in range(8):
         now += 250
         drain.observe(now, 100, 40, 10)  # fewer wait than there are free slots: that proves nothing
@@ -199,7 +203,9 @@ def test_efficiency_is_learned_while_there_is_enough_to_do_and_forgiven_otherwis
     assert drain.efficiency == pytest.approx(1.0, abs=0.05)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 100), st.integers(0, 300), st.integers(0, 9)), max_size=50))
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 100), st.integers(0, 300), st.integers(0, 9)), max_size=50)
+)
 def test_the_drain_is_within_its_bounds(steps: list[tuple[int, float, int, int]]) -> None:
     drain, now = Drain(), 0
     for later, slots, busy, queued in steps:
@@ -214,10 +220,12 @@ def test_the_drain_is_within_its_bounds(steps: list[tuple[int, float, int, int]]
 def test_a_burst_is_no_load_that_goes_on_but_an_overload_is() -> None:
     burst, flood = Loads(), Loads()
     burst.observe([0, 0, 1e9, 0, 0], 250, 10.0)
-    assert burst.room[2] < 0.1 * 10 and burst.pace[2] < 0.06 * 10
+    assert burst.room[2] < 0.1 * 10
+    assert burst.pace[2] < 0.06 * 10
     for _ in range(480):
         flood.observe([0, 0, 250 * 40, 0, 0], 250, 10.0)
-    assert flood.room[2] > 10 and flood.pace[2] == pytest.approx(BURST * 10, rel=0.01)
+    assert flood.room[2] > 10
+    assert flood.pace[2] == pytest.approx(BURST * 10, rel=0.01)
     assert Loads.restore(flood.snapshot()).room == flood.room
 
 
@@ -226,7 +234,8 @@ def test_a_burst_is_no_load_that_goes_on_but_an_overload_is() -> None:
 
 def test_a_mean_begins_with_the_first_run_and_follows_later_ones() -> None:
     estimate = ServiceEstimate()
-    assert estimate.cost_ms == 1000 and estimate.p90_ms == 0
+    assert estimate.cost_ms == 1000
+    assert estimate.p90_ms == 0
     estimate.observe(1, 40_000, [0] * 40)
     assert estimate.cost_ms == 40_000
     estimate.observe(3, 0, [0] * 40)
@@ -258,6 +267,8 @@ def test_an_hour_is_used_up_and_comes_back_minute_by_minute() -> None:
     again = HourlyCost.restore(hour.snapshot())
     for each in (hour, again):
         each.observe(HOUR_MS + 60_000, 0)
-        assert each.used_ms == 700 and each.until_ms(700) == HOUR_MS + 180_000
+        assert each.used_ms == 700
+        assert each.until_ms(700) == HOUR_MS + 180_000
         each.observe(3 * HOUR_MS, 0)
-        assert each.used_ms == 0 and each.until_ms(1) == 0
+        assert each.used_ms == 0
+        assert each.until_ms(1) == 0

@@ -42,11 +42,13 @@ def test_a_better_value_goes_first_whenever_its_tenant_is_due(one: Value, other:
 @given(VALUES, STARTS)
 def test_a_score_is_whole_in_a_double_and_says_all_of_it(value: Value, start: int) -> None:
     score = score_of(value.level, start)
-    assert float(score) == score and score < 2**53
+    assert float(score) == score
+    assert score < 2**53
     assert (level_of_score(score), start_of_score(score)) == (value.level, start)
     assert rank_of_score(score) == value.rank
     # As Lua has it.
-    assert float(score) // 2.0**43 == value.level and float(score) % 2.0**43 == start
+    assert float(score) // 2.0**43 == value.level
+    assert float(score) % 2.0**43 == start
 
 
 @pytest.mark.parametrize(
