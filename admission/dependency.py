@@ -91,8 +91,8 @@ class Breaker:
 
     It opens when, within ``window_s``, at least ``minimum_calls`` ended and ``failure_rate`` of them failed, or
     ``slow_call_rate`` of them took longer than ``slow_call_s`` (None: no call is slow). It stays open for ``open_s``,
-    twice as long after each probe that fails, at most ``maximum_open_s`` (5, or ``open_s`` if that is longer); then 1, 2
-    and 4 calls probe.
+    twice as long after each probe that fails, at most ``maximum_open_s`` (5, or ``open_s`` if that is longer); then
+    1, 2 and 4 calls probe.
     """
 
     failure_rate: float = Field(default=0.5, gt=0, le=1)

@@ -111,7 +111,12 @@ class PartitionQueue:
                 reason = QUEUE_FULL if displaced is None else ""
         if reason and not policy.dry_run:
             return self._refuse(now_ms, arrival, Verdict(reason, wait.wait_ms), cost_ms, agent)
-        evicted = [self._evict(now_ms, each, QUEUE_FULL) for each in displaced or ()]
+        evicted: list[Evicted] = []
+        if displaced and policy.dry_run:
+            # One for one: those before it would not be there any more.
+            self.counts.would(QUEUE_FULL, rank_of_score(displaced[0].score))
+        elif displaced:
+            evicted = [self._evict(now_ms, each, QUEUE_FULL) for each in displaced]
         if reason:
             self.counts.would(reason, rank)
         start = self.fair.charge(arrival.level, arrival.tenant, cost_ms, tenant.weight)
