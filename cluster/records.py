@@ -44,7 +44,7 @@ class Submitted(NamedTuple):
     Attributes:
         made: whether it was made, the same job was there already, another job holds its id, or it was refused.
         place: about how many runs of the deployment go before a run that was made, and one.
-        wait_ms: its predicted wait.
+        wait_ms: its predicted wait; -1 where nothing can be predicted.
         reason: why it was refused.
         retry_after_ms: when to come back; -1 for never with this job.
         by_itself: whether a program should come back without being asked to.
@@ -117,7 +117,8 @@ class Append(NamedTuple):
 class Finish(NamedTuple):
     """The end of one run (or ``confirmation_unknown``).
 
-    ``retry_after_ms`` is when a run that was shed may come back, counted from its end; None where that was not said.
+    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said; and
+    ``by_itself`` whether a program should then, without being asked to.
     ``head`` is the last link of the journal as its owner believes it, ``seal`` the owner's seal of the end (both hex):
     they let the run's trail be verified.
     """
@@ -161,7 +162,8 @@ class RunRecord:
 
     ``lineage`` is set for forks only, ``inherited`` is how many journal entries a fork has of its source; ``promoted``
     and ``demoted`` are how the run got, or lost, its right to effects for the last time (JSON).
-    ``retry_after_ms`` is when a run that was shed may come back, counted from its end; None where that was not said.
+    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said; and
+    ``by_itself`` whether a program should then, without being asked to.
     ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
     empty where there is none).
     """
@@ -196,6 +198,7 @@ class RunRecord:
     head: str = ""
     end_seal: str = ""
     retry_after_ms: int | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class Submission:
             return 0
         back = self._room.due(_local_ms(), CALL_RUNS)
         for each in back:
-            self._put(_Sent(each.run, each.line, each.place))
+            self._put(_Sent(each.run._replace(again="1"), each.line, each.place))
         self.retries += len(back)
         return len(back)
 

@@ -74,8 +74,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end.
 
     A run that was ``shed`` was never started: ``reason`` says why, ``retry_after_s`` how long after its end to come back;
-    None where nobody knows, or where it cannot be accepted as it is. Submitting the same job again makes it this run
-    again.
+    None where nobody knows, or where it cannot be accepted as it is; ``by_itself`` whether a program should come back
+    then, without being asked to. Submitting the same job again makes it this run again.
     """
 
     custom_id: str
@@ -91,6 +91,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     waited_s: float | None = None
     ran_s: float | None = None
     retry_after_s: float | None = None
+    by_itself: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -125,6 +126,7 @@ def result_of(record: RunRecord) -> Result:
         waited_s=None if started is None else (started - record.accepted_ms) / 1000,
         ran_s=None if started is None or ended is None else (ended - started) / 1000,
         retry_after_s=retry_after_of(record),
+        by_itself=record.by_itself,
     )
 
 
