@@ -117,8 +117,6 @@ class Append(NamedTuple):
 class Finish(NamedTuple):
     """The end of one run (or ``confirmation_unknown``).
 
-    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said; and
-    ``by_itself`` whether a program should then, without being asked to.
     ``head`` is the last link of the journal as its owner believes it, ``seal`` the owner's seal of the end (both hex):
     they let the run's trail be verified.
     """
@@ -162,8 +160,8 @@ class RunRecord:
 
     ``lineage`` is set for forks only, ``inherited`` is how many journal entries a fork has of its source; ``promoted``
     and ``demoted`` are how the run got, or lost, its right to effects for the last time (JSON).
-    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said; and
-    ``by_itself`` whether a program should then, without being asked to.
+    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said,
+    and ``by_itself`` whether a program should then, without being asked to.
     ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
     empty where there is none).
     """

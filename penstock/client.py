@@ -23,6 +23,7 @@ from penstock.errors import NoSuchBatch, NoSuchHost, NoSuchRun
 from penstock.lineage import LineageCalls
 from penstock.names import is_run_id
 from penstock.policies import PolicyCalls
+from penstock.queueing import QueueCalls
 from penstock.submitting import SubmitCalls
 from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
@@ -51,7 +52,15 @@ class _Open(NamedTuple):
 
 
 class Client(
-    SubmitCalls, DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls, AdmissionCalls
+    SubmitCalls,
+    QueueCalls,
+    DependencyCalls,
+    LineageCalls,
+    UnknownCalls,
+    TrailCalls,
+    PolicyCalls,
+    ApprovalCalls,
+    AdmissionCalls,
 ):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 

@@ -20,6 +20,7 @@ from penstock.client import Client
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
 from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
+from penstock.queue_views import PauseView, QueueView
 from penstock.submit_views import SubmitReport
 from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
@@ -259,6 +260,26 @@ class SyncClient:
     ) -> AdmissionAnswer:
         """See :meth:`Client.set_admission`."""
         return self._call(self._client.set_admission(text, place=place, by=by, why=why))
+
+    def queue(self, tenant: str | None = None) -> QueueView:
+        """See :meth:`Client.queue`."""
+        return self._call(self._client.queue(tenant))
+
+    def watch_queue(self, tenant: str | None = None, *, period_s: float = 1.0) -> Generator[QueueView]:
+        """See :meth:`Client.watch_queue`."""
+        return self._each(self._client.watch_queue(tenant, period_s=period_s))
+
+    def pause(self, **what: str | None) -> PauseView:
+        """See :meth:`Client.pause`."""
+        return self._call(self._client.pause(**what))  # type: ignore[arg-type]
+
+    def resume(self, **what: str | None) -> bool:
+        """See :meth:`Client.resume`."""
+        return self._call(self._client.resume(**what))
+
+    def paused(self) -> list[PauseView]:
+        """See :meth:`Client.paused`."""
+        return self._call(self._client.paused())
 
     def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
         """See :meth:`Client.approvals`."""

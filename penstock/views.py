@@ -73,9 +73,9 @@ class RunError(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end.
 
-    A run that was ``shed`` was never started: ``reason`` says why, ``retry_after_s`` how long after its end to come back;
-    None where nobody knows, or where it cannot be accepted as it is; ``by_itself`` whether a program should come back
-    then, without being asked to. Submitting the same job again makes it this run again.
+    A run that was ``shed`` was never started: ``reason`` says why, ``retry_after_s`` how long after its end to come
+    back (None where nobody knows, or where it cannot be accepted as it is), ``by_itself`` whether a program should come
+    back then, without being asked to. Submitting the same job again makes it this run again.
     """
 
     custom_id: str

@@ -12,6 +12,7 @@ from penstock.cli import approvals as approval_commands
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
+from penstock.cli import queue as queue_commands
 from penstock.cli import shown
 from penstock.cli import trail as trail_command
 from penstock.cli import unknown as unknown_commands
@@ -329,6 +330,7 @@ def cancel(
 
 lineage_commands.add_to(cli)
 unknown_commands.add_to(cli)
+queue_commands.add_to(cli)
 
 
 @cli.command()
