@@ -110,7 +110,7 @@ SUBMISSIONS = st.tuples(
     st.sampled_from(["default", "acme", "other"]),
     st.sampled_from(["echo", "slow", "unserved"]),
     st.sampled_from(["", "", "500000", "50000"]),
-    st.sampled_from(["", "", "-1000", "30000", "600000"]),
+    st.sampled_from(["", "", "-1000", "31000", "640000"]),
 )
 STEPS = st.lists(
     st.one_of(
@@ -186,6 +186,8 @@ class Both:
         assert answer is not None
         assert [each.id for each in answer[1]] == [run.id for run in claimed.runs]
         assert answer[0] == self.twin.best_level
+        for over, _ in claimed.over:
+            del self.queued[over.id]
         for mine, run in zip(answer[1], claimed.runs, strict=True):
             del self.queued[run.id]
             self.running[run.id] = mine, run

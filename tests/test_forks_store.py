@@ -139,7 +139,7 @@ async def test_a_fork_of_what_is_not_there_makes_nothing(store: Store) -> None:
     fields = await record(store, run.id)
     await store.command("", "DEL", store.keys.run(run.id))
     await store.command("", "DEL", store.keys.of(0, "counts"), store.keys.of(0, "batch:b"))
-    await store.command("", "DEL", store.keys.of(0, "owned:h1"))
+    await store.command("", "DEL", store.keys.of(0, "owned:h1"), store.keys.of(0, "load"))
     from cluster.records import NewFork
 
     gone = NewFork(

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from storehouse import (
@@ -100,10 +101,11 @@ async def test_one_call_takes_thousands_of_runs(store: Store) -> None:
 async def test_two_submitters_of_one_batch_make_each_run_once(store: Store, rival: Store) -> None:
     runs = [new(store, str(number)) for number in range(300)]
     parts = [runs[start : start + 30] for start in range(0, 300, 30)]
-    answers = await asyncio.gather(
+    answers: list[list[Any]] = await asyncio.gather(
         *(each.submit("b", 0, part) for part in parts for each in (store, rival)), submit(store, runs)
     )
-    assert sum(answer.made if isinstance(answer, Submitted) else answer for each in answers for answer in each) == 300
+    made = [int(answer.made) if isinstance(answer, Submitted) else answer for each in answers for answer in each]
+    assert sum(made) == 300
     assert (await reader.batch_counts(store, "b")).by_state == {"queued": 300}
 
 

@@ -143,7 +143,7 @@ async def test_firing_takes_no_more_than_asked(store: Store) -> None:
 
 async def test_queued_runs_end_at_their_bounds_though_nobody_claims_them(store: Store) -> None:
     late = new(store, "late", agent="rare", deadline="+30")
-    impatient = new(store, "impatient", max_wait="30", deadline=f"+{10**9}")
+    impatient = new(store, "impatient", agent="rare", max_wait="30", deadline=f"+{10**9}")
     await submit(store, [late, impatient, new(store, "patient", agent="rare", max_wait="100000")])
     await store.claim(0, "h1", 1, ("echo", "1"))
     Audit(store).check()

@@ -112,11 +112,17 @@ local function consider(id, order)
   local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations',
     'deadline', 'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence', 'torn',
     'losses', 'mark', 'inherited', 'readonly', 'owes', 'tenant', 'cost', 'size', 'weight')
-  if rec[1] ~= 'queued' then return end -- Only a record that has expired or been removed by hand: it cannot be run.
+  if not rec[1] then
+    -- Only a record that has expired or been removed by hand can be here: it cannot be run.
+    redis.call('ZREM', base .. 'timers', id)
+    return
+  end
   local run = {id = id, order = tonumber(order), rank = rank_of(tonumber(order)), level = level_of(tonumber(order)),
     tenant = rec[22] or '', agent = rec[2], cost = tonumber(rec[23] or 0), size = tonumber(rec[24] or 0)}
   count_queued(run, -1)
   if queued[run.rank] then queued[run.rank] = queued[run.rank] - 1 end
+  -- It may have ended with its parent, which was before it in this very call.
+  if rec[1] ~= 'queued' then return end
   if rec[7] ~= '' and tonumber(rec[7]) <= now and not rec[16] and not rec[21] then
     redis.call('ZREM', base .. 'timers', id)
     end_run(id, rec[4], rec[14], rec[12], 'queued', 'cancelled', 'deadline_exceeded', '', '')

@@ -190,7 +190,7 @@ local MOST_BUCKETS = 40
 local function count_end(id, from, to)
   local run = from == 'running' and let_go(id) or facts_of(id)
   settle_charge(run)
-  if not run.started then return end
+  if from == 'queued' or not run.started then return end
   count(LOAD, 'a:ended:' .. run.agent, 1)
   count(LOAD, 'a:cost_ms:' .. run.agent, run.used)
   if to == 'succeeded' then
