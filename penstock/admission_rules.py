@@ -8,7 +8,7 @@ from cluster.config import Settings
 from cluster.store import Store
 from penstock.admission_views import AdmissionAnswer, AdmissionView, admission_view, says
 from penstock.dependencies import operator
-from penstock.errors import ClientError
+from penstock.errors import ClientError, InvalidText
 
 LONGEST_REASON: Final = 1000
 
@@ -65,10 +65,10 @@ class AdmissionCalls:
 
         Raises:
             DefinitionError: they cannot be used; nothing was changed. The text has all that is wrong, with lines.
-            ValueError: the reason is too long.
+            InvalidText: the reason is too long.
         """
         if len(why) > LONGEST_REASON:
-            raise ValueError(f"the reason has {len(why):,} characters, at most {LONGEST_REASON:,} are kept")
+            raise InvalidText(f"the reason has {len(why):,} characters, at most {LONGEST_REASON:,} are kept")
         definition = parsed(text, place).checked()
         who = operator() if by is None else by
         put = await put_rules(self.store, definition.version, text, by=who, why=why)

@@ -1,7 +1,7 @@
 """The client: submit jobs, watch them, read what became of them. It talks to the store only and needs no Ray."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final, NamedTuple, Self
 
 from pydantic import SecretStr
@@ -18,6 +18,7 @@ from penstock.admission_rules import AdmissionCalls
 from penstock.approvals import ApprovalCalls
 from penstock.catalog import Catalog
 from penstock.checking import Facts
+from penstock.coming_back import ComingBack
 from penstock.dependencies import DependencyCalls
 from penstock.errors import NoSuchBatch, NoSuchHost, NoSuchRun
 from penstock.lineage import LineageCalls
@@ -126,23 +127,37 @@ class Client(
         """The whole deployment: its counters, hosts and newest batches."""
         return await inspection.deployment(self.store, batches)
 
-    async def watch(self, batch: str) -> AsyncGenerator[BatchStatus]:
+    async def watch(
+        self, batch: str, *, retry_shed: bool = False, on_wait: Callable[[int, float], None] | None = None
+    ) -> AsyncGenerator[BatchStatus]:
         """A batch's status, now and whenever it changes, at most 50 times a second, until every run has ended.
 
         A batch with runs in ``confirmation_unknown`` does not end by itself: look at ``settled``.
 
+        Args:
+            batch: the batch's key.
+            retry_shed: runs that are shed come back by the calendar, and the batch has not ended before each of them
+                has another end, or is refused for good.
+            on_wait: told now and then how many of these wait, and for how many seconds the next one does.
+
         Raises:
             NoSuchBatch: there is no such batch.
         """
-        async with signals(self.store, self.store.keys.batch_channel(batch)) as told:
+        channel = self.store.keys.batch_channel(batch)
+        async with signals(self.store, channel) as told, ComingBack(self.store, batch, on_wait) as coming_back:
             previous: BatchStatus | None = None
             while True:
                 status = await self.status(batch)
+                shed = retry_shed and status.count(RunState.SHED) > 0
+                if shed and status.settled and not await coming_back.nothing_left():
+                    continue
                 if status != previous:
                     yield status
                     previous = status
                 if status.terminal:
                     return
+                if shed:
+                    coming_back.begin()
                 await asyncio.sleep(_WATCH_PAUSE_S)
                 await told_within(told, POLL_S - _WATCH_PAUSE_S)
 

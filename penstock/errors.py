@@ -79,6 +79,10 @@ class NoSuchHost(ClientError):
         self.host = host
 
 
+class InvalidText(ClientError, ValueError):
+    """A text that cannot be kept: a reason that is too long, or a name that nothing can have."""
+
+
 class InvalidBatchKey(ClientError):
     """A batch key that cannot be used."""
 

@@ -37,9 +37,9 @@ class WhyFacts:
     """What is known beside the run's record.
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
-    set aside (paused, over its tenant's cap, or because no host serves its agent), ``hosts`` are the registered ones,
+    set aside (paused, over its tenant's cap, or because no host serves its agent), ``hosts`` are those registered,
     ``last_step`` is the journal's end, ``held`` is what its host says that it waits for in memory, ``approvals`` are
-    those that it waits for, ``doubts`` are its effects that nobody can prove, ``queue`` is its place in the queue by the
+    those that it waits for, ``doubts`` are its effects that nobody can prove, ``queue`` is its place by the
     law of admission.
     """
 

@@ -64,9 +64,7 @@ def queue_place(standing: Standing, queue: PartitionQueue, agent: str, now_ms: i
     policy = _policy(queue.policy)
     tally = _tally(queue)
     own = standing.before[rank] if rank < len(standing.before) else 0
-    # It is one of those that are queued, unless it is set aside.
-    others = max(0, tally.queued[rank] - (standing.place is not None))
-    part = part_ahead(own, others)
+    part = part_ahead(own, tally.queued[rank]) if tally.queued[rank] else 1.0
     wait = predicted(policy, tally, now_ms, rank, part, policy.agent(agent))
     told = bool(policy.drain) or wait.wait_ms > 0
     return QueuePlace(

@@ -1,6 +1,7 @@
 """What is known of the queue, put together: the store's counters, and what the controller has said. Pure."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from penstock.queue_views import (
 FRESH_MS: Final = 5000
 MOST_TENANTS: Final = 100
 _KINDS: Final = ("refused", "shed", "would")
+_RATE: Final = re.compile(r"[0-9.e+-]+/s of ")
 
 
 class _Drain(msgspec.Struct, frozen=True):
@@ -248,8 +250,8 @@ def _notes(said: Explanation | None, age_s: float | None, paused: Sequence[Pause
             "is queued in their own partition; waits and rates are not known. Ray starts it again: `penstock doctor`"
         )
     elif said is not None:
-        # Pauses are said above, with who and why.
-        notes += [word for word in said.words if not word.endswith(" is paused")]
+        # Pauses are said above, with who and why; what is shed has lines of its own.
+        notes += [word for word in said.words if not word.endswith(" is paused") and not _RATE.match(word)]
     return notes
 
 

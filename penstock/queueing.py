@@ -15,7 +15,7 @@ from cluster.queue_reader import explanation, partition_queues
 from cluster.store import Store
 from penstock.admission_rules import LONGEST_REASON
 from penstock.dependencies import operator
-from penstock.errors import ClientError
+from penstock.errors import ClientError, InvalidText
 from penstock.queue_reading import explanation_of, pauses, queue_view, with_rates
 from penstock.queue_views import PauseView, QueueView
 
@@ -76,14 +76,14 @@ class QueueCalls:
             why: the reason, for everybody who looks.
 
         Raises:
-            CannotPause: there is no such class, no host has ever served the agent, or more than one thing was named.
-            ValueError: a name or the reason is too long.
+            CannotPause: no host has ever served the agent.
+            InvalidText: there is no such class, more than one thing was named, or a name or the reason is too long.
         """
         what = _what(tenant, agent, value_class)
         if agent is not None:
             await self._check_agent(agent)
         if len(why) > LONGEST_REASON:
-            raise ValueError(f"the reason has {len(why):,} characters, at most {LONGEST_REASON:,} are kept")
+            raise InvalidText(f"the reason has {len(why):,} characters, at most {LONGEST_REASON:,} are kept")
         who, now_ms = operator() if by is None else by, await self.store.server_ms()
         await admission.pause(self.store, what, {"by": who, "why": why, "at_ms": now_ms})
         return PauseView(what=what, by=who, why=why, since_ms=now_ms)
@@ -94,7 +94,7 @@ class QueueCalls:
         """Ends a pause: runs are started again, in their order. Whether it was paused.
 
         Raises:
-            CannotPause: there is no such class, or more than one thing was named.
+            InvalidText: there is no such class, or more than one thing was named.
         """
         return await admission.resume(self.store, _what(tenant, agent, value_class))
 
@@ -115,18 +115,17 @@ def _what(tenant: str | None, agent: str | None, value_class: str | None) -> str
     """What is meant, as the store names it.
 
     Raises:
-        CannotPause: more than one thing is, or one that there is not.
-        ValueError: a name that nothing can have.
+        InvalidText: more than one thing is, or one that there cannot be.
     """
     given = {"tenant": tenant, "agent": agent, "class": value_class}
     named = {kind: name for kind, name in given.items() if name is not None}
     if len(named) > 1:
-        raise CannotPause(f"{' and '.join(named)} cannot be paused together: pause one after the other")
+        raise InvalidText(f"{' and '.join(named)} cannot be paused together: pause one after the other")
     if value_class is not None and value_class not in CLASSES:
-        raise CannotPause(f"there is no class {value_class!r}; classes: {', '.join(CLASSES)}")
+        raise InvalidText(f"there is no class {value_class!r}; classes: {', '.join(CLASSES)}")
     for kind, name in named.items():
         if not name or not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise ValueError(f"{name!r:.80} can be no {kind}'s name: 1 to {_LONGEST_NAME} printable characters")
+            raise InvalidText(f"{name!r:.80} can be no {kind}'s name: 1 to {_LONGEST_NAME} printable characters")
         return f"{kind}:{name}"
     return "queue"
 

@@ -109,6 +109,10 @@ class Submission:
         """Takes a run; True when a group went on its way, so that the caller should ``await turn()``."""
         return self._put(_Sent(run, line))
 
+    def wait(self, run: NewRun, back_ms: int) -> None:
+        """Takes a run that is to come back at a moment of the store's clock, as it is brought back then (``retry``)."""
+        self._room.add(back_ms - self._clock_ahead_ms, run, 0)
+
     async def turn(self) -> None:
         """Lets calls go out and answers come in; waits while enough of them are on their way.
 

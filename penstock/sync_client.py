@@ -107,9 +107,9 @@ class SyncClient:
         """See :meth:`Client.deployment`."""
         return self._call(self._client.deployment(batches=batches))
 
-    def watch(self, batch: str) -> Generator[BatchStatus]:
+    def watch(self, batch: str, *, retry_shed: bool = False) -> Generator[BatchStatus]:
         """See :meth:`Client.watch`."""
-        return self._each(self._client.watch(batch))
+        return self._each(self._client.watch(batch, retry_shed=retry_shed))
 
     def results(self, batch: str) -> Generator[Result]:
         """See :meth:`Client.results`."""

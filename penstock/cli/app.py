@@ -52,6 +52,9 @@ HomeOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Watch no longer than this (exit code 4).")
 ]
+RetryShedOption = Annotated[
+    bool, typer.Option("--retry-shed", help="Come back by the calendar with what is refused or shed, until all is in.")
+]
 
 
 def run() -> None:
@@ -169,9 +172,7 @@ def submit(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad lines out, submit the others.")
     ] = False,
-    retry_shed: Annotated[
-        bool, typer.Option("--retry-shed", help="Come back with refused jobs by the calendar, until all are in.")
-    ] = False,
+    retry_shed: RetryShedOption = False,
     refused: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write all refused jobs to this file as JSON lines.", show_default=False),
@@ -200,17 +201,19 @@ def submit(
         report = submitted(work, teller, as_json=as_json)
     tell_report(report, as_json=as_json, all_in=refused)
     if watch and report.accepted + report.existing:
-        watch_batch(found, report.batch, timeout, as_json=as_json)
+        watch_batch(found, report.batch, timeout, as_json=as_json, retry_shed=retry_shed)
     end_of_submission(report)
 
 
 @cli.command()
 @guarded
-def watch(batch: BatchArgument, timeout: TimeoutOption = None, as_json: AsJson = False) -> None:
+def watch(
+    batch: BatchArgument, timeout: TimeoutOption = None, retry_shed: RetryShedOption = False, as_json: AsJson = False
+) -> None:
     """Watch a batch until it has ended. Ctrl-C ends the watching only."""
     from penstock.cli.watching import watch_batch
 
-    watch_batch(settings(), batch, timeout, as_json=as_json)
+    watch_batch(settings(), batch, timeout, as_json=as_json, retry_shed=retry_shed)
 
 
 @cli.command()

@@ -103,6 +103,7 @@ def code_of(error: BaseException) -> Exit | None:
         InvalidBatch,
         InvalidBatchKey,
         InvalidResolution,
+        InvalidText,
         NotTheOpenEffect,
         Refused,
         SubmissionInterrupted,
@@ -117,7 +118,7 @@ def code_of(error: BaseException) -> Exit | None:
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
         case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
             return Exit.BAD_INPUT
-        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
+        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect() | InvalidText():
             return Exit.BAD_INPUT
         case Refused():
             return Exit.REFUSED

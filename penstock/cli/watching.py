@@ -124,15 +124,19 @@ def _submission_line(step: "SubmitProgress") -> str:
     return ", ".join(parts)
 
 
-async def until_settled(client: "Client", batch: str, *, timeout_s: float | None, as_json: bool) -> "BatchStatus":
-    """Watches a batch until nothing in it goes on by itself; returns its last status.
+async def until_settled(
+    client: "Client", batch: str, *, timeout_s: float | None, as_json: bool, retry_shed: bool = False
+) -> "BatchStatus":
+    """Watches a batch until nothing in it goes on by itself; returns its last status. With ``retry_shed``, what is shed
+    comes back by the calendar.
 
     Raises:
         Failure: ``timeout_s`` is over.
     """
     last: BatchStatus | None = None
     try:
-        async with asyncio.timeout(timeout_s), contextlib.aclosing(client.watch(batch)) as statuses:
+        watched = client.watch(batch, retry_shed=retry_shed, on_wait=_ShedTeller())
+        async with asyncio.timeout(timeout_s), contextlib.aclosing(watched) as statuses:
             with teller() as tell:
                 async for last in statuses:
                     tell(last)
@@ -147,6 +151,18 @@ async def until_settled(client: "Client", batch: str, *, timeout_s: float | None
         ) from None
     assert last is not None
     return last
+
+
+class _ShedTeller:
+    """Says now and then how many shed runs wait to come back."""
+
+    def __init__(self) -> None:
+        self._told_s = 0.0
+
+    def __call__(self, waiting: int, next_s: float) -> None:
+        if time.monotonic() - self._told_s >= _LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            say(f"{waiting:,} shed runs wait to come back, the next one in {shown.wait(next_s)}")
 
 
 def interrupted(batch: str) -> typer.Exit:
@@ -175,12 +191,14 @@ def end_of(status: "BatchStatus") -> None:
         raise typer.Exit(code)
 
 
-def watch_batch(settings: "Settings", batch: str, timeout_s: float | None, *, as_json: bool) -> None:
+def watch_batch(
+    settings: "Settings", batch: str, timeout_s: float | None, *, as_json: bool, retry_shed: bool = False
+) -> None:
     """Watches a batch, shows where it stands at last, and ends the command as the batch ended."""
 
     async def work() -> Any:
         async with connected(settings) as client:
-            return await until_settled(client, batch, timeout_s=timeout_s, as_json=as_json)
+            return await until_settled(client, batch, timeout_s=timeout_s, as_json=as_json, retry_shed=retry_shed)
 
     try:
         last = in_loop(work())
