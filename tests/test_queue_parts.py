@@ -219,11 +219,11 @@ def test_the_drain_is_within_its_bounds(steps: list[tuple[int, float, int, int]]
 
 def test_a_burst_is_no_load_that_goes_on_but_an_overload_is() -> None:
     burst, flood = Loads(), Loads()
-    burst.observe([0, 0, 1e9, 0, 0], 250, 10.0)
+    burst.observe([0, 0, 1e9, 0, 0], 10**6, 250, 10.0)
     assert burst.room[2] < 0.1 * 10
     assert burst.pace[2] < 0.06 * 10
     for _ in range(480):
-        flood.observe([0, 0, 250 * 40, 0, 0], 250, 10.0)
+        flood.observe([0, 0, 250 * 40, 0, 0], 10, 250, 10.0)
     assert flood.room[2] > 10
     assert flood.pace[2] == pytest.approx(BURST * 10, rel=0.01)
     assert Loads.restore(flood.snapshot()).room == flood.room
