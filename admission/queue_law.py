@@ -315,12 +315,11 @@ def come_back(
     wait_ms = max(policy.floor_ms, float(agent.until_ms - now_ms))
     if reason == STORE:
         wait_ms = max(wait_ms, float(STORE_WAIT_MS))
-    spacing_ms = math.inf
     if room > 0:
         wait_ms = max(wait_ms, ahead(policy, tally, now_ms, rank, 1.0).cost_ms / room)
-        spacing_ms = cost_ms * policy.partitions / room
     before_ms = deadline_ms - agent.p90_ms if deadline_ms >= 0 else math.inf
-    return calendar.book(now_ms, rank, wait_ms, spacing_ms, before_ms)
+    spacings_ms = [cost_ms * policy.partitions / each.room if each.room > 0 else math.inf for each in policy.classes]
+    return calendar.book(now_ms, rank, wait_ms, spacings_ms, before_ms)
 
 
 def check(arrival: Arrival) -> None:
