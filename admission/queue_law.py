@@ -87,17 +87,17 @@ class Verdict(NamedTuple):
         reason: why it is refused; '' where it is not.
         wait_ms: how long it is predicted to wait for its start.
         come_back: when it may come again, where it is refused.
-        place: about how many runs of the deployment go before it, and one.
     """
 
     reason: str
     wait_ms: float
     come_back: ComeBack = NEVER
-    place: int = 1
 
 
 class Wait(NamedTuple):
-    """A predicted wait and what causes it: ``queue``, ``hosts`` or ``dependency:NAME``."""
+    """A predicted wait, what causes it (``queue``, ``hosts`` or ``dependency:NAME``), and the place in the queue: about
+    how many runs of the deployment go before it, and one.
+    """
 
     wait_ms: float
     reason: str
