@@ -87,17 +87,17 @@ class Verdict(NamedTuple):
         reason: why it is refused; '' where it is not.
         wait_ms: how long it is predicted to wait for its start.
         come_back: when it may come again, where it is refused.
-        place: about how many runs of the deployment go before it, and one.
     """
 
     reason: str
     wait_ms: float
     come_back: ComeBack = NEVER
-    place: int = 1
 
 
 class Wait(NamedTuple):
-    """A predicted wait and what causes it: ``queue``, ``hosts`` or ``dependency:NAME``."""
+    """A predicted wait, what causes it (``queue``, ``hosts`` or ``dependency:NAME``), and the place in the queue: about
+    how many runs of the deployment go before it, and one.
+    """
 
     wait_ms: float
     reason: str
@@ -315,12 +315,11 @@ def come_back(
     wait_ms = max(policy.floor_ms, float(agent.until_ms - now_ms))
     if reason == STORE:
         wait_ms = max(wait_ms, float(STORE_WAIT_MS))
-    spacing_ms = math.inf
     if room > 0:
         wait_ms = max(wait_ms, ahead(policy, tally, now_ms, rank, 1.0).cost_ms / room)
-        spacing_ms = cost_ms * policy.partitions / room
     before_ms = deadline_ms - agent.p90_ms if deadline_ms >= 0 else math.inf
-    return calendar.book(now_ms, rank, wait_ms, spacing_ms, before_ms)
+    spacings_ms = [cost_ms * policy.partitions / each.room if each.room > 0 else math.inf for each in policy.classes]
+    return calendar.book(now_ms, rank, wait_ms, spacings_ms, before_ms)
 
 
 def check(arrival: Arrival) -> None:
