@@ -121,6 +121,11 @@ class Keys:
         return tuple(f"{self.name}:{{hosts}}:{part}" for part in ("leases", "info", "draining"))  # type: ignore[return-value]
 
     @property
+    def loads(self) -> str:
+        """What hosts said of their load with the last heartbeat: host → JSON (hash), in the slot of ``hosts``."""
+        return f"{self.name}:{{hosts}}:loads"
+
+    @property
     def deployment(self) -> str:
         """What all processes of the deployment must agree on (hash)."""
         return f"{self.name}:{{deployment}}:facts"
@@ -193,7 +198,9 @@ class Keys:
 
     @property
     def wake_channel(self) -> str:
-        """Told a partition (two hex digits) whenever something was put into its queue."""
+        """Told ``PARTITION LEVEL`` (two hex digits, the best level of what was queued) whenever something was put into
+        a partition's queue.
+        """
         return f"{self.name}:wake"
 
     def host_channel(self, host: str) -> str:

@@ -250,11 +250,11 @@ class Store:
 
     # Hosts and their leases
 
-    async def heartbeat(self, host: str, info: str = "") -> Heartbeat:
-        """Renews a lease, or registers with ``info`` (JSON)."""
-        keys = self.keys.hosts
+    async def heartbeat(self, host: str, info: str = "", load: str = "") -> Heartbeat:
+        """Renews a lease, or registers with ``info``; tells the host's ``load`` (both JSON objects)."""
+        keys = (*self.keys.hosts, self.keys.loads)
         lease_ms = int(self.settings.lease_s * 1000)
-        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
+        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info, load)
         word, expired, draining, live, now = answer
         return Heartbeat(
             word == b"OK",
@@ -265,13 +265,16 @@ class Store:
         )
 
     async def hosts(self) -> dict[str, dict[str, Any]]:
-        """Registered hosts: id → info, with ``lease_left_ms`` (negative: expired) and ``draining``."""
+        """Registered hosts: id → info and the load that they told last, with ``lease_left_ms`` (negative: expired) and
+        ``draining``.
+        """
         leases, infos, draining = self.keys.hosts
-        clock, scores, facts, marks = await asyncio.gather(
+        clock, scores, facts, marks, loads = await asyncio.gather(
             self.command(leases, "TIME"),
             self.command(leases, "ZRANGE", leases, 0, -1, "WITHSCORES"),
             self.command(leases, "HGETALL", infos),
             self.command(leases, "SMEMBERS", draining),
+            self.fields(self.keys.loads),
         )
         now = _server_ms(clock)
         expiry = {scores[i].decode(): int(float(scores[i + 1])) for i in range(0, len(scores), 2)}
@@ -280,7 +283,8 @@ class Store:
         for i in range(0, len(facts), 2):
             host = facts[i].decode()
             left = expiry.get(host, now) - now
-            found[host] = {**json.loads(facts[i + 1]), "lease_left_ms": left, "draining": host in drained}
+            load = json.loads(loads.get(host, "{}"))
+            found[host] = {**json.loads(facts[i + 1]), **load, "lease_left_ms": left, "draining": host in drained}
         return found
 
     async def condemn_host(self, host: str, *, if_expired: bool = False) -> bool:
@@ -295,6 +299,7 @@ class Store:
         leases, infos, draining = self.keys.hosts
         await self.command(leases, "ZREM", leases, host)
         await self.command(leases, "HDEL", infos, host)
+        await self.command(leases, "HDEL", self.keys.loads, host)
         await self.command(leases, "SREM", draining, host)
 
     async def mark_draining(self, host: str, *, draining: bool) -> None:
