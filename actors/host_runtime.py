@@ -15,6 +15,7 @@ from actors.attempts import Attempts
 from actors.authority import Authority
 from actors.claiming import Claiming
 from actors.committer import Committer
+from actors.dependency_uses import DependencyUses
 from actors.engine import RunEngine
 from actors.gatekeeper import Link
 from actors.host_gates import HostGates
@@ -70,6 +71,7 @@ class HostRuntime:
         self.authority: Authority
         self.gates: HostGates
         self._waits: WaitNotes
+        self._uses: DependencyUses
         self._links = links or unreachable
         self._node = node or socket.gethostname()
         self.loop = asyncio.get_running_loop()
@@ -150,6 +152,7 @@ class HostRuntime:
         self.gates = HostGates(self.app.dependencies, self.host, self._links)
         self.attempts = Attempts(self.loop.time, self.draw, self.gates.keepers)
         self._waits = WaitNotes(self.store, lambda: self.host, self.attempts)
+        self._uses = DependencyUses(self.store, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
@@ -234,6 +237,7 @@ class HostRuntime:
                     await self._beat()
                 await self._poll()
                 await self._waits.write(self.loop.time(), self.now_ms())
+                await self._uses.write(self.now_ms())
             except StoreError as error:
                 _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
             except Exception:

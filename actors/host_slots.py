@@ -119,8 +119,8 @@ class HostSlots:
 
     def _tick_memory(self, busy: int, memory: Memory) -> None:
         self._idle_bytes = min(self._idle_bytes, memory.process)
-        # How much a run takes can be told when there are many for this host: else what a process keeps of its past would
-        # be taken for theirs.
+        # How much a run takes can be told when there are many for this host: else what a process keeps of its past
+        # would be taken for theirs.
         telling = busy > 0 and 2 * busy >= self.slots
         seen = (memory.process - self._idle_bytes) / busy if telling else 0.0
         self._run_bytes += (max(seen, _LEAST_RUN_BYTES) - self._run_bytes) * _GAIN

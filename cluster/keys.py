@@ -136,6 +136,11 @@ class Keys:
         return f"{self.name}:{{deployment}}:catalog"
 
     @property
+    def uses(self) -> str:
+        """Which agents' calls go to which dependencies: ``AGENT\\nDEPENDENCY`` → when that was last said (hash)."""
+        return f"{self.name}:{{deployment}}:uses"
+
+    @property
     def tools(self) -> str:
         """Tools of the apps that hosts serve: name → JSON with risk, scopes and arguments (hash)."""
         return f"{self.name}:{{deployment}}:tools"
