@@ -137,7 +137,7 @@ class Keys:
 
     @property
     def uses(self) -> str:
-        """Which agents' calls go to which dependencies: ``AGENT\\nDEPENDENCY`` → when that was last said (hash)."""
+        """Which agents' calls go to which dependencies: both names, a line each → when that was last said (hash)."""
         return f"{self.name}:{{deployment}}:uses"
 
     @property
