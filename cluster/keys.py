@@ -126,6 +126,11 @@ class Keys:
         return f"{self.name}:{{hosts}}:loads"
 
     @property
+    def admission(self) -> str:
+        """What the admission controller said last (``state``), its epoch, and what operators have set (hash)."""
+        return f"{self.name}:{{deployment}}:admission"
+
+    @property
     def deployment(self) -> str:
         """What all processes of the deployment must agree on (hash)."""
         return f"{self.name}:{{deployment}}:facts"

@@ -312,7 +312,11 @@ class Store:
 
     async def hub(self, name: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
         """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
-        answer = await self.call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
+        return await self.epoch(self.keys.dependency(name), epoch, state)
+
+    async def epoch(self, key: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
+        """The same for whatever there may be one of at a time, whose record is at ``key``."""
+        answer = await self.call_keys(scripts.HUB, [key], "" if epoch is None else epoch, state)
         if answer == b"STALE":
             return None
         number, kept, override, command, now = answer
@@ -362,6 +366,10 @@ class Store:
         )
 
     # Facts of the deployment
+
+    async def memory_use(self) -> float | None:
+        """How full the fullest server of the store is, from 0 to 1; None where none has a limit, or none answers."""
+        return await self._topology.memory_use()
 
     async def publish(self, channel: str, message: str) -> None:
         """Tells listeners something; nobody may rely on it being heard."""
