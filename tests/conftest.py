@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 from valkey_cluster import ValkeyCluster
 
@@ -44,9 +45,18 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]
         yield server
 
 
+@pytest.fixture(scope="session")
+def emptied_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("emptied-valkey")) as server:
+        yield server
+
+
 @pytest.fixture
-def redis_url(valkey: EmbeddedValkey) -> str:
-    return valkey.url
+def redis_url(emptied_valkey: EmbeddedValkey) -> Iterator[str]:
+    """A store that is emptied after each test: audits read all keys, and those of a thousand tests would take long."""
+    yield emptied_valkey.url
+    with redis.Redis.from_url(emptied_valkey.url) as client:
+        client.flushall()
 
 
 @pytest.fixture(scope="session")

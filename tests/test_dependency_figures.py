@@ -50,7 +50,7 @@ def test_the_breaker_opens_for_all_hosts(bench: Bench) -> None:
 
 @pytest.mark.ray
 def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
-    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=3.0))
+    figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=2.0))
     assert measured(figures, "openings for the others") == 0
     assert measured(figures, "the others' calls") > 0.6
 

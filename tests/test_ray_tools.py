@@ -36,9 +36,9 @@ def settings(ray_cluster: LocalRay, valkey: EmbeddedValkey) -> Iterator[Settings
 
 
 @pytest.fixture
-async def deployment(settings: Settings, redis_url: str) -> AsyncIterator[Spine]:
+async def deployment(settings: Settings, valkey: EmbeddedValkey) -> AsyncIterator[Spine]:
     chosen = settings.model_dump(exclude={"redis_url", "dependencies"})
-    async with spine(redis_url, **chosen) as deployment:
+    async with spine(valkey.url, **chosen) as deployment:
         yield deployment
 
 
