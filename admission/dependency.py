@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from admission.retry import LONGEST_RETRY_AFTER_S, RetryPolicy
 
 RESOURCES: Final = ("requests", "input_tokens", "output_tokens", "tokens")
+DEFAULT_MAXIMUM_OPEN_S: Final = 5.0
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)?\s*(ms|s|m|h|d)")
 _SHORTEST_S: Final = 0.5
@@ -80,13 +81,18 @@ class Limit:
         return f"{self.amount:g} {self.resource} per {duration_text(self.window_s)}"
 
 
+def _longest_open_s(said: dict[str, Any]) -> float:
+    return max(DEFAULT_MAXIMUM_OPEN_S, said.get("open_s", 0.0))
+
+
 @dataclass(frozen=True, config=_CONFIG)
 class Breaker:
     """When calls to a dependency stop, and how they begin again. Durations in seconds.
 
     It opens when, within ``window_s``, at least ``minimum_calls`` ended and ``failure_rate`` of them failed, or
     ``slow_call_rate`` of them took longer than ``slow_call_s`` (None: no call is slow). It stays open for ``open_s``,
-    twice as long after each probe that fails, at most ``maximum_open_s``; then 1, 2 and 4 calls probe.
+    twice as long after each probe that fails, at most ``maximum_open_s`` (5, or ``open_s`` if that is longer); then
+    1, 2 and 4 calls probe.
     """
 
     failure_rate: float = Field(default=0.5, gt=0, le=1)
@@ -95,7 +101,7 @@ class Breaker:
     slow_call_s: float | None = Field(default=None, gt=0)
     slow_call_rate: float = Field(default=1.0, gt=0, le=1)
     open_s: float = Field(default=2.0, gt=0)
-    maximum_open_s: float = Field(default=10.0, gt=0)
+    maximum_open_s: float = Field(default_factory=_longest_open_s, gt=0)
 
     @model_validator(mode="after")
     def _grows(self) -> "Breaker":

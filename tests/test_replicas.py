@@ -40,6 +40,9 @@ async def careful(run: Run, number: float) -> None:
 def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedValkey, EmbeddedValkey]]:
     """A primary and its replica, in touch."""
     with EmbeddedValkey(tmp_path / "primary") as primary, EmbeddedValkey(tmp_path / "replica") as replica:
+        with redis.Redis.from_url(primary.url) as client:
+            # By default a primary waits for five seconds whether more replicas come.
+            client.config_set("repl-diskless-sync-delay", 0)
         follow(replica, primary)
         yield primary, replica
 
