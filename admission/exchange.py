@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from admission.values import CLASSES
+
 VERSION = 1
 ANSWER_WITHIN_S = 1.0
 """So long a host waits for an answer, and so long after its end a lease may still be in force somewhere."""
 LEFT_ALONE = "the other side asked to be left alone (Retry-After)"
-RANKS = ("critical", "high", "normal", "low", "best_effort")
+RANKS = CLASSES
 
 
 @dataclass(slots=True)

@@ -1,0 +1,70 @@
+"""When those who were refused may come again: slots that the room for them can serve. Pure.
+
+Each class of each partition has one cursor. A slot is never closer behind the one before than its own run takes of the
+partition's part of the room, so that those who come back on time never come faster than they can be served: in any
+stretch of time, the cost of slots in it is at most what the room serves in it, and one run's more.
+"""
+
+import math
+from typing import Final, NamedTuple
+
+from admission.values import CLASSES
+
+SHORTEST_MS: Final = 1000
+NO_ROOM_MS: Final = 300_000
+"""What those are told for whom there is no room in sight; they should not come again by themselves."""
+LONGEST_MS: Final = 86_400_000
+"""Beyond this nothing is promised."""
+
+
+class ComeBack(NamedTuple):
+    """When to come again.
+
+    Attributes:
+        after_ms: milliseconds from now; -1 for never: the job cannot be accepted as it is.
+        by_itself: whether a client should come again without being told to.
+    """
+
+    after_ms: int
+    by_itself: bool
+
+
+NEVER: Final = ComeBack(-1, False)
+
+
+class RetryCalendar:
+    """One partition's cursors. ``phase`` (its place among all partitions, from 0 to below 1) keeps the first slots of
+    different partitions apart.
+    """
+
+    __slots__ = ("_cursors", "phase")
+
+    def __init__(self, phase: float = 0.0) -> None:
+        self.phase = phase
+        self._cursors = [0.0] * len(CLASSES)
+
+    def book(self, now_ms: int, rank: int, wait_ms: float, spacing_ms: float, before_ms: float = math.inf) -> ComeBack:
+        """The next slot of a class.
+
+        Args:
+            now_ms: the store's clock.
+            rank: of the class.
+            wait_ms: nobody comes before so much time has passed.
+            spacing_ms: what the run takes of the partition's part of the room; infinite where there is no room.
+            before_ms: a slot after this moment is of no use, and is not booked.
+        """
+        wait_ms = max(wait_ms, SHORTEST_MS)
+        if not spacing_ms < math.inf:
+            slot_ms = now_ms + max(wait_ms, NO_ROOM_MS)
+            return NEVER if slot_ms > before_ms else ComeBack(math.ceil(slot_ms - now_ms), False)
+        slot_ms = max(now_ms + wait_ms + spacing_ms * self.phase, self._cursors[rank] + spacing_ms)
+        if slot_ms > before_ms:
+            return NEVER
+        if slot_ms - now_ms > LONGEST_MS:
+            return ComeBack(LONGEST_MS, False)
+        self._cursors[rank] = slot_ms
+        return ComeBack(math.ceil(slot_ms - now_ms), True)
+
+    def cursor_ms(self, rank: int) -> float:
+        """The last slot that was given to a class."""
+        return self._cursors[rank]
