@@ -8,6 +8,7 @@ import msgspec
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from actors.simulation import NO_SIMULATION, Simulation
+from admission.values import Value
 from cluster.keys import digest, job_run_id
 from cluster.records import NewRun
 
@@ -153,13 +154,14 @@ def new_run(
         id=run_id_of(job, batch, partitions, simulated=simulated),
         custom_id=job.custom_id,
         agent=job.agent,
-        rank=RANKS[job.value],
+        level=Value(RANKS[job.value]).level,
         # Without who submits it: the same job is the same, whoever submits it again.
         digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
         job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
         deadline=deadline,
         max_wait=max_wait,
         version=version,
+        tenant=job.tenant,
     )
 
 
@@ -177,7 +179,8 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
             simulated=parent.simulated, simulation=simulation,
         )
     )  # fmt: skip
-    return NewRun(run_id, lineage, agent, rank_of(parent.value), digest(agent, record), record, "", "", version)
+    level = Value(rank_of(parent.value)).level
+    return NewRun(run_id, lineage, agent, level, digest(agent, record), record, "", "", version, parent.tenant)
 
 
 def _deadline_text(deadline: float | datetime | None) -> str:

@@ -19,8 +19,8 @@ class Promotion(NamedTuple):
 async def fork(store: Store, new: NewFork) -> int | None:
     """Makes a fork: 1 made, 0 the same was there, -1 another one holds the id; None where its source is not there."""
     arguments: list[Argument] = [
-        new.source, new.id, new.agent, new.version, new.custom_id, new.rank, new.digest, new.job, new.lineage,
-        "1" if new.readonly else "", len(new.archive), *new.archive, *new.journal,
+        new.source, new.id, new.agent, new.version, new.custom_id, new.level, new.digest, new.job, new.lineage,
+        new.tenant, "1" if new.readonly else "", len(new.archive), *new.archive, *new.journal,
     ]  # fmt: skip
     answer = await store.call(scripts.FORK, partition_of(new.source), *arguments)
     return None if answer == b"MISSING" else int(answer)

@@ -1,5 +1,6 @@
 """What the store's room hands out and takes: bytes and facts, no agents."""
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,18 +11,51 @@ from cluster.lifecycle import RunState
 class NewRun(NamedTuple):
     """A run to be made: what ``submit`` writes. Times are texts as the script wants them ('' for none).
 
+    ``level`` is how valuable the run is, smaller ones go first; the tenant is who shares a level with others.
     ``version`` is the agent's version that the run is pinned to from the start; '' for the one that claims it first.
+    ``again`` is '1' for one that was refused and comes again when it was told to.
     """
 
     id: str
     custom_id: str
     agent: str
-    rank: int
+    level: int
     digest: str
     job: bytes
     deadline: str
     max_wait: str
     version: str = ""
+    tenant: str = ""
+    again: str = ""
+
+
+class Made(enum.IntEnum):
+    """What a submission came to."""
+
+    MADE = 1
+    EXISTING = 0
+    OTHER = -1
+    REFUSED = -2
+
+
+class Submitted(NamedTuple):
+    """The door's answer for one run.
+
+    Attributes:
+        made: whether it was made, the same job was there already, another job holds its id, or it was refused.
+        place: about how many runs of the deployment go before a run that was made, and one.
+        wait_ms: its predicted wait.
+        reason: why it was refused.
+        retry_after_ms: when to come back; -1 for never with this job.
+        by_itself: whether a program should come back without being asked to.
+    """
+
+    made: Made
+    place: int = 1
+    wait_ms: int = 0
+    reason: str = ""
+    retry_after_ms: int = -1
+    by_itself: bool = False
 
 
 class NewFork(NamedTuple):
@@ -34,10 +68,11 @@ class NewFork(NamedTuple):
     agent: str
     version: str
     custom_id: str
-    rank: int
+    level: int
     digest: str
     job: bytes
     lineage: str
+    tenant: str
     readonly: bool
     archive: Sequence[bytes]
     journal: Sequence[bytes]

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from cluster import scripts
 from cluster.config import Settings
+from cluster.doors import submitted
 from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuitable
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
@@ -29,6 +30,7 @@ from cluster.records import (
     NewRun,
     Park,
     RunRecord,
+    Submitted,
 )
 from cluster.scripts import Script
 from cluster.topology import Topology
@@ -147,13 +149,12 @@ class Store:
 
     # Submitting and cancelling
 
-    async def submit(self, batch: str, partition: int, runs: Sequence[NewRun]) -> list[int]:
-        """Makes runs of one partition; per run 1 (made), 0 (the same was there) or -1 (another job holds the id)."""
+    async def submit(self, batch: str, partition: int, runs: Sequence[NewRun]) -> list[Submitted]:
+        """Makes runs of one partition, or refuses them; one answer a run."""
         arguments: list[Argument] = [batch, "", ""]
         for run in runs:
             arguments.extend(run)
-        answers: list[int] = await self.call(scripts.SUBMIT, partition, *arguments)
-        return answers
+        return [submitted(answer) for answer in await self.call(scripts.SUBMIT, partition, *arguments)]
 
     async def submit_child(self, run: NewRun, *, parent: str, fence: int) -> bool:
         """Makes a child run; False when the caller does not own the parent any more."""
@@ -188,7 +189,9 @@ class Store:
     async def claim(
         self, partition: int, host: str, most: int, served: Sequence[str]
     ) -> tuple[int, list[Claim]] | None:
-        """Claims up to ``most`` runs; how many are left and the claims, or None when this identity is declared dead."""
+        """Claims up to ``most`` runs; the best level that is left (-1: nothing is) and the claims, or None when this
+        identity is declared dead.
+        """
         answer = await self.call(scripts.CLAIM, partition, host, most, *served)
         if answer == b"FENCED":
             return None

@@ -16,7 +16,7 @@ from cluster import reader
 from cluster.config import Settings
 from cluster.keys import partition_of
 from cluster.lifecycle import RunState
-from cluster.records import NewRun, RunRecord
+from cluster.records import Made, NewRun, RunRecord
 from cluster.store import Store
 from penstock import inspection
 from penstock.approvals import ApprovalCalls
@@ -229,11 +229,11 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
             try:
                 async with asyncio.timeout(timeout_s):
                     (answer,) = await store.submit(batch, partition_of(run.id), [run])
-                    if answer < 0:
+                    if answer.made is Made.OTHER:
                         reason = "another job with other content has this idempotency_key"
                         problem = Problem(1, "idempotency_key", reason, "use another key", str(custom_id))
                         raise InvalidBatch("", (problem,), 1, batch=batch)
-                    return result_of(await until_over(store, run.id, told, ours=answer == 1))
+                    return result_of(await until_over(store, run.id, told, ours=answer.made is Made.MADE))
             except TimeoutError:
                 raise WaitTimedOut(f"run {run.id}", timeout_s or 0.0) from None
 

@@ -6,7 +6,7 @@ from typing import Final, Self
 
 from cluster.errors import StoreError
 from cluster.keys import partition_of
-from cluster.records import NewRun
+from cluster.records import Made, NewRun
 from cluster.store import Store
 from penstock.batchfile import KEPT_PROBLEMS
 from penstock.checking import Facts, JobLike, checked
@@ -102,9 +102,9 @@ class Submission:
     async def _call(self, partition: int, group: list[NewRun]) -> None:
         answers = await self._store.submit(self._batch, partition, group)
         for run, answer in zip(group, answers, strict=True):
-            if answer > 0:
+            if answer.made is Made.MADE:
                 self.accepted += 1
-            elif answer == 0:
+            elif answer.made is Made.EXISTING:
                 self.existing += 1
             else:
                 self._conflict_count += 1

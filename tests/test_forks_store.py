@@ -139,10 +139,12 @@ async def test_a_fork_of_what_is_not_there_makes_nothing(store: Store) -> None:
     fields = await record(store, run.id)
     await store.command("", "DEL", store.keys.run(run.id))
     await store.command("", "DEL", store.keys.of(0, "counts"), store.keys.of(0, "batch:b"))
-    await store.command("", "DEL", store.keys.of(0, "owned:h1"))
+    await store.command("", "DEL", store.keys.of(0, "owned:h1"), store.keys.of(0, "load"))
     from cluster.records import NewFork
 
-    gone = NewFork(run.id, fork_run_id(run.id, "k"), "echo", "1", "a", 2, "d", fields.job, run.id, True, [], [])
+    gone = NewFork(
+        run.id, fork_run_id(run.id, "k"), "echo", "1", "a", 249, "d", fields.job, run.id, "default", True, [], []
+    )
     assert await lineage.fork(store, gone) is None
 
 

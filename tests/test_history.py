@@ -17,7 +17,7 @@ from actors.journal import ENTRY_VERSION, Entry, Kind, Status, encode_entry, enc
 from cluster.config import Settings
 from cluster.keys import child_run_id, job_run_id, partition_of
 from cluster.lifecycle import RunState
-from cluster.records import Append, BatchCounts, Finish, RunRecord
+from cluster.records import Append, BatchCounts, Finish, Made, RunRecord
 from cluster.store import Store
 from penstock.history import BatchFacts, RunHistory, check_batch, judge
 
@@ -272,7 +272,7 @@ async def finished_batch(store: Store) -> tuple[list[str], list[Key]]:
     jobs = [Job(custom_id=f"c{number}", agent="a") for number in range(3)]
     runs = {run.id: run for run in (new_run(job, "b", store.keys.partitions) for job in jobs)}
     for run in runs.values():
-        assert await store.submit("b", partition_of(run.id), [run]) == [1]
+        assert (await store.submit("b", partition_of(run.id), [run]))[0].made is Made.MADE
     lost = partition_of(next(iter(runs)))
     claimed = await store.claim(lost, "h~1", 1, ["a", "1"])
     assert claimed is not None

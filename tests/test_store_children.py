@@ -151,7 +151,8 @@ async def test_one_call_takes_a_thousand_children_and_fire_the_others(store: Sto
     children = [child_of(parent, str(number)) for number in range(2500)]
     for part in range(0, 2500, 500):
         fields = [field for child in children[part : part + 500] for field in child]
-        assert await store.call(scripts.SUBMIT, 0, "", parent.id, parent.fence, *fields) == [1] * 500
+        answers = await store.call(scripts.SUBMIT, 0, "", parent.id, parent.fence, *fields)
+        assert [answer[0] for answer in answers] == [1] * 500
     await finish(store, parent, RunState.FAILED)
     left = []
     for _ in range(3):

@@ -143,7 +143,7 @@ async def test_firing_takes_no_more_than_asked(store: Store) -> None:
 
 async def test_queued_runs_end_at_their_bounds_though_nobody_claims_them(store: Store) -> None:
     late = new(store, "late", agent="rare", deadline="+30")
-    impatient = new(store, "impatient", max_wait="30", deadline=f"+{10**9}")
+    impatient = new(store, "impatient", agent="rare", max_wait="30", deadline=f"+{10**9}")
     await submit(store, [late, impatient, new(store, "patient", agent="rare", max_wait="100000")])
     await store.claim(0, "h1", 1, ("echo", "1"))
     Audit(store).check()
@@ -265,5 +265,5 @@ async def test_nothing_stays_behind_for_ever(redis_url: str) -> None:
         await asyncio.sleep(0.1)
         await store.fire(0)
         audit = Audit(store)
-        assert set(audit.ttl_ms["00"]) == {"counts"}
+        assert set(audit.ttl_ms["00"]) == {"counts", "load", "fair"}
         assert audit.counts["00"]["counts"]["succeeded"] == 2

@@ -14,6 +14,7 @@ for i = 2, #ARGV, 9 do
     if TERMINAL[state] then
       end_run(id, rec[3], rec[4], rec[5], 'running', state, ARGV[i + 4], ARGV[i + 5], ARGV[i + 6], anchor)
     else
+      let_go(id)
       go(id, rec[3], rec[4], 'running', state, 'reason', ARGV[i + 4], 'error', ARGV[i + 6], unpack(anchor))
       redis.call('ZADD', base .. 'unknown', now, id)
     end

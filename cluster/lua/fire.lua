@@ -9,7 +9,7 @@ local due = redis.call('ZRANGEBYSCORE', base .. 'timers', '-inf', now, 'LIMIT', 
 for _, id in ipairs(due) do
   redis.call('ZREM', base .. 'timers', id)
   local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'batch', 'order', 'deadline', 'started_ms',
-    'version', 'parent', 'owes')
+    'version', 'parent', 'owes', 'order', 'agent')
   local state, late = rec[1], rec[4] and rec[4] ~= '' and tonumber(rec[4]) <= now
   if state == 'waiting' then
     redis.call('ZREM', base .. 'waiting', id)
@@ -29,7 +29,7 @@ for _, id in ipairs(due) do
     if late then
       end_run(id, rec[2], rec[6], rec[7], 'queued', 'cancelled', 'deadline_exceeded', '', '')
     else
-      end_run(id, rec[2], rec[6], rec[7], 'queued', 'shed', 'max_wait', '', '')
+      outlast(id, rec[2], rec[6], rec[7], rec[9], rec[10])
     end
   end
 end

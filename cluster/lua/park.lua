@@ -19,6 +19,7 @@ while i <= #ARGV do
       exceptions[#exceptions + 1] = 'CANCEL'
     else
       redis.call('SREM', base .. 'owned:' .. ARGV[first + 2], id)
+      let_go(id)
       if rec[8] then redis.call('HDEL', run, 'torn') end
       go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due, 'head',
         ARGV[first + 5])

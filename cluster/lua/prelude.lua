@@ -8,6 +8,12 @@
 -- (those that are not pending any more, by time), decided:TOOL (the last ones of a tool). approval:ID is a hash,
 -- approvals:RUN the set of a run's. The list doomed holds runs that are to be
 -- cancelled with their parent, each followed by the reason: what one call left to the next fire.
+-- Admission: a run's order is its level * 2^43 and the virtual time at which its tenant is due; a class has 100 levels.
+-- load is a hash of counters, each with the name of its statistic (admission/queue_statistics.py): c:RANK:WHAT of
+-- classes, t:WHAT:TENANT, a:WHAT:AGENT, refused|shed|would:RANK:REASON, running, bytes; what the controller cannot know
+-- of yet, in two stretches (recent:…, earlier:…); slot:RANK, the calendar; credit:RANK, of guaranteed shares.
+-- fair has a level's virtual time (v:LEVEL) and its tenants' counters (f:LEVEL:TENANT). admission is what the
+-- controller has said, held what people have paused, places how many runs of a tenant may run here at once.
 -- Lineages: branches:ROOT has the root and all forks below it, holders:ROOT which branch was promoted for which lineage,
 -- promotions:ROOT what was promoted, when, by whom and why; fire looks now and then whether any of a root's runs
 -- (lineages, by the time of the next look) is still there. A run with 'readonly' may cause no effects.
@@ -17,7 +23,10 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local LINEAGE_LOOK_MS = 3600000
-local deltas, settled, woken = {}, {}, false
+local LEVEL_SPAN, CLASS_SPAN = 8796093022208, 879609302220800
+local LOAD, FAIR = base .. 'load', base .. 'fair'
+local DEFAULT_COST_MS = 1000
+local deltas, settled, woken = {}, {}, nil
 local kept
 
 -- How long a run that ended in this state stays readable; without a state, the longest of all.
@@ -60,25 +69,133 @@ local function go(id, batch, version, from, to, ...)
   count_state(batch, from, to)
 end
 
+local function level_of(order) return math.floor(order / LEVEL_SPAN) end
+local function rank_of(order) return math.floor(order / CLASS_SPAN) end
+
+-- Fairness (admission/fair_share.py): virtual times and tenants' counters, each read once and written once a call.
+local times, changed = {}, {}
+local function time_of(field)
+  local found = times[field]
+  if not found then
+    found = tonumber(redis.call('HGET', FAIR, field) or 0)
+    times[field] = found
+  end
+  return found
+end
+local function set_time(field, to)
+  if time_of(field) ~= to then times[field] = to; changed[field] = true end
+end
+-- The virtual time at which a tenant's next run of a level would start.
+local function due(level, tenant) return math.max(time_of('v:' .. level), time_of('f:' .. level .. ':' .. tenant)) end
+local function put_finish(level, tenant, finish)
+  finish = math.min(finish, LEVEL_SPAN - 1)
+  set_time('f:' .. level .. ':' .. tenant, finish > time_of('v:' .. level) and finish or 0)
+end
+local function charge_of(cost, weight) return math.max(1, math.floor(cost / weight + 0.5)) end
+
+-- The order of a run that comes, whose tenant is charged for it.
+local function charge(level, tenant, cost, weight)
+  local start = due(level, tenant)
+  put_finish(level, tenant, start + charge_of(cost, weight))
+  return string.format('%.0f', level * LEVEL_SPAN + start)
+end
+
+-- What a run's counters need to know of it; `order` a number, `weight` what its tenant's was when it was charged.
+local function facts_of(id)
+  local rec = redis.call('HMGET', base .. 'run:' .. id, 'order', 'tenant', 'agent', 'cost', 'weight', 'size',
+    'started_ms', 'slot_ms', 'claimed')
+  local order = tonumber(rec[1] or 0)
+  return {id = id, order = order, rank = rank_of(order), level = level_of(order), tenant = rec[2] or '',
+    agent = rec[3] or '', cost = tonumber(rec[4] or 0), weight = tonumber(rec[5] or 1), size = tonumber(rec[6] or 0),
+    started = tonumber(rec[7] or ''), used = tonumber(rec[8] or 0), claimed = tonumber(rec[9] or '')}
+end
+
+-- A run is here (sign 1) or not any more (-1), in the queue or set aside.
+local function count_here(run, sign)
+  count(LOAD, 'bytes', sign * run.size)
+  count(LOAD, 't:queued:' .. run.tenant, sign)
+  count(LOAD, 'recent:net:' .. run.tenant, sign)
+end
+local function count_queued(run, sign)
+  count(LOAD, 'c:' .. run.rank .. ':queued', sign)
+  count(LOAD, 'c:' .. run.rank .. ':queued_ms', sign * run.cost)
+  count(LOAD, 't:queued_ms' .. run.rank .. ':' .. run.tenant, sign * run.cost)
+  count_here(run, sign)
+end
+local function count_aside(run, sign)
+  count(LOAD, 'c:' .. run.rank .. ':aside', sign)
+  count(LOAD, 'c:' .. run.rank .. ':aside_ms', sign * run.cost)
+  count_here(run, sign)
+end
+
+-- What a run was charged is given back where it never started, and put right by what it took where it did.
+local function settle_charge(run)
+  if run.started then
+    put_finish(run.level, run.tenant, due(run.level, run.tenant) + math.floor((run.used - run.cost) / run.weight + 0.5))
+  else
+    put_finish(run.level, run.tenant, due(run.level, run.tenant) - charge_of(run.cost, run.weight))
+  end
+end
+
+-- A queue has got something: hosts are told the best level of it.
+local function wake(order)
+  local level = level_of(order)
+  if not woken or level < woken then woken = level end
+end
+
 -- Puts a run into the queue at the place that its order gives, and its bound into the timers.
 local function enqueue(id, order, bound)
   redis.call('ZADD', base .. 'queue', order, id)
   if bound and bound ~= '' then redis.call('ZADD', base .. 'timers', bound, id) end
-  woken = true
+  count_queued(facts_of(id), 1)
+  wake(tonumber(order))
 end
 
--- Which hosts a queued run needs: those that serve its agent, in its version once it has been started.
-local function need_of(agent, pinned) return agent .. '\n' .. (pinned or '') end
+-- Sets a queued run aside, until what it needs is there: a kind (agent, held, running), a line break and what of it.
+local function set_aside(run, order, need, reason)
+  redis.call('ZADD', base .. 'unserved', order, run.id)
+  redis.call('ZADD', base .. 'aside:' .. need, order, run.id)
+  redis.call('SADD', base .. 'needs', need)
+  redis.call('HSET', base .. 'run:' .. run.id, 'reason', reason, 'need', need)
+  count_aside(run, 1)
+end
 
 -- Takes a queued run out of every index that it may be in.
 local function unqueue(id)
-  redis.call('ZREM', base .. 'queue', id)
   redis.call('ZREM', base .. 'timers', id)
-  if redis.call('ZREM', base .. 'unserved', id) == 1 then
-    local rec = redis.call('HMGET', base .. 'run:' .. id, 'agent', 'pinned')
-    local need = need_of(rec[1], rec[2])
+  if redis.call('ZREM', base .. 'queue', id) == 1 then
+    count_queued(facts_of(id), -1)
+  elseif redis.call('ZREM', base .. 'unserved', id) == 1 then
+    local need = redis.call('HGET', base .. 'run:' .. id, 'need')
     redis.call('ZREM', base .. 'aside:' .. need, id)
     if redis.call('EXISTS', base .. 'aside:' .. need) == 0 then redis.call('SREM', base .. 'needs', need) end
+    count_aside(facts_of(id), -1)
+  end
+end
+
+-- A run holds a slot no more; what it had it for is counted.
+local function let_go(id)
+  local run = facts_of(id)
+  local spent = now - (run.claimed or now)
+  count(LOAD, 'running', -1)
+  count(LOAD, 't:running:' .. run.tenant, -1)
+  count(LOAD, 't:served_ms:' .. run.tenant, spent)
+  run.used = run.used + spent
+  if spent > 0 then redis.call('HSET', base .. 'run:' .. id, 'slot_ms', run.used) end
+  return run
+end
+
+-- The counters of a run that ends. Of those that succeeded it counts how long they took, in powers of two.
+local MOST_BUCKETS = 40
+local function count_end(id, from, to)
+  local run = from == 'running' and let_go(id) or facts_of(id)
+  settle_charge(run)
+  if from == 'queued' or not run.started then return end
+  count(LOAD, 'a:ended:' .. run.agent, 1)
+  count(LOAD, 'a:cost_ms:' .. run.agent, run.used)
+  if to == 'succeeded' then
+    local _, power = math.frexp(math.max(1, now - run.started))
+    count(LOAD, 'a:service' .. (math.min(MOST_BUCKETS, power) - 1) .. ':' .. run.agent, 1)
   end
 end
 
@@ -205,6 +322,7 @@ end
 local UNSEALED = {'end_seal', ''}
 end_run = function(id, batch, version, parent, from, to, reason, output, failure, anchor)
   local run = base .. 'run:' .. id
+  count_end(id, from, to)
   go(id, batch, version, from, to, 'reason', reason, 'output', output, 'error', failure, 'ended_ms', now,
     unpack(anchor or UNSEALED))
   redis.call('ZADD', base .. 'ended:' .. to, now, id)
@@ -222,7 +340,7 @@ end
 local function settle()
   for key, fields in pairs(deltas) do
     for field, amount in pairs(fields) do
-      if amount ~= 0 then redis.call('HINCRBY', key, field, amount) end
+      if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
     end
   end
   for batch, amount in pairs(settled) do
@@ -237,5 +355,11 @@ local function settle()
     end
     redis.call('PUBLISH', name .. ':batch:' .. batch, amount)
   end
-  if woken then redis.call('PUBLISH', name .. ':wake', partition) end
+  for field in pairs(changed) do if times[field] > 0 then
+      redis.call('HSET', FAIR, field, string.format('%.0f', times[field]))
+    else
+      redis.call('HDEL', FAIR, field)
+    end
+  end
+  if woken then redis.call('PUBLISH', name .. ':wake', partition .. ' ' .. woken) end
 end

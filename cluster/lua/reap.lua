@@ -16,6 +16,7 @@ for _, id in ipairs(ids) do
     'version')
   if rec[1] == 'running' and rec[4] == host then
     redis.call('HINCRBY', run, 'fence', 1)
+    let_go(id)
     local length = redis.call('LLEN', base .. 'journal:' .. id)
     local losses = (rec[6] and tonumber(rec[6]) == length) and tonumber(rec[5]) + 1 or 1
     redis.call('HINCRBY', run, 'migrations', 1)

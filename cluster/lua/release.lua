@@ -11,6 +11,7 @@ for i = 4, #ARGV, 2 do
   if rec[1] == 'running' and rec[4] == host and (ARGV[i + 1] == '' or ARGV[i + 1] == rec[5]) then
     redis.call('HINCRBY', run, 'fence', 1)
     redis.call('SREM', base .. 'owned:' .. host, id)
+    let_go(id)
     redis.call('HINCRBY', run, 'migrations', 1)
     count(base .. 'counts', 'migrations', 1)
     if rec[2] ~= '' then

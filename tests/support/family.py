@@ -58,7 +58,7 @@ def job(**fields: object) -> bytes:
 def child_of(parent: Claim, step: str) -> NewRun:
     """A child run as engines make it: its custom_id is its lineage."""
     line = f"{lineage_of(parent)}/{step}"
-    return NewRun(child_run_id(parent.id, step), line, "echo", 2, "d", job(root=line), "", "")
+    return NewRun(child_run_id(parent.id, step), line, "echo", 249, "d", job(root=line), "", "")
 
 
 def lineage_of(claim: Claim) -> str:
@@ -76,7 +76,7 @@ async def fork_of(store: Store, source: str, at: str, key: str, **fields: object
     raw = encode_job(msgspec.structs.replace(known, root=line, forked_from=source, forked_at=at))
     sealed = point.sealed(first_link(run_id, raw))
     new = NewFork(
-        source, run_id, record.agent, record.pinned, record.custom_id, 2, digest(source, at), raw, line, True,
-        sealed.archive, sealed.journal,
+        source, run_id, record.agent, record.pinned, record.custom_id, 249, digest(source, at), raw, line, known.tenant,
+        True, sealed.archive, sealed.journal,
     )._replace(**fields)  # type: ignore[arg-type]  # fmt: skip
     return run_id, await lineage.fork(store, new)

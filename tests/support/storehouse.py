@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import redis
 from pydantic import SecretStr
 
+from admission.values import CLASS_SPAN, Value
 from cluster import reader
 from cluster.config import Retention, Settings
 from cluster.keys import child_run_id, digest, job_run_id, partition_of
@@ -56,10 +57,12 @@ def new(
     job: bytes = b"job",
     deadline: str = "",
     max_wait: str = "",
+    tenant: str = "default",
 ) -> NewRun:
     """A run of the only partition, or of the one that its id says."""
     run_id = job_run_id(f"batch:{batch}", custom_id, store.keys.partitions)
-    return NewRun(run_id, custom_id, agent, rank, digest(agent, job, deadline, max_wait), job, deadline, max_wait)
+    known = digest(agent, job, deadline, max_wait)
+    return NewRun(run_id, custom_id, agent, Value(rank).level, known, job, deadline, max_wait, tenant=tenant)
 
 
 async def submit(store: Store, runs: Iterable[NewRun], *, batch: str = "b") -> list[int]:
@@ -68,7 +71,7 @@ async def submit(store: Store, runs: Iterable[NewRun], *, batch: str = "b") -> l
         by_partition[partition_of(run.id)].append(run)
     answers: list[int] = []
     for partition, group in by_partition.items():
-        answers += await store.submit(batch, partition, group)
+        answers += [int(answer.made) for answer in await store.submit(batch, partition, group)]
     return answers
 
 
@@ -127,7 +130,7 @@ async def state_of(store: Store, run_id: str) -> str:
 
 def child_of(parent: Claim, step: str = "0", **fields: Any) -> NewRun:
     run_id = child_run_id(parent.id, step)
-    return NewRun(run_id, f"{parent.id}:{step}", "echo", 2, fields.get("digest", "d"), b"child", "", "")
+    return NewRun(run_id, f"{parent.id}:{step}", "echo", 249, fields.get("digest", "d"), b"child", "", "")
 
 
 async def next_message(store: Store, channel: str, act: Callable[[], Awaitable[Any]]) -> str:
@@ -177,6 +180,7 @@ class Audit:
         self.sets: dict[str, dict[str, set[str]]] = defaultdict(dict)
         self.counts: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
         self.lists: dict[str, dict[str, list[bytes]]] = defaultdict(dict)
+        self.admission: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
         self.ttl_ms: dict[str, dict[str, int]] = defaultdict(dict)
         for each in [node.url for node in primaries(url)] if store.clustered else [url]:
             with redis.Redis.from_url(each) as client:
@@ -201,6 +205,8 @@ class Audit:
                 }
             elif what.startswith("holders:"):
                 self.holders[what.removeprefix("holders:")] = {name: value.decode() for name, value in fields.items()}
+            elif what in ("load", "fair", "admission", "held", "places"):
+                self.admission[partition][what] = {name: value.decode() for name, value in fields.items()}
             else:
                 assert what == "counts" or what.startswith("batch:"), key
                 self.counts[partition][what] = {name: int(value) for name, value in fields.items()}
@@ -244,10 +250,36 @@ class Audit:
             self._check_approval(approval_id, approval)
         self._check_members()
         self._check_counts()
+        self._check_load()
         self._check_lineages()
         for partition, members in self.sets.items():
             aside = {n.removeprefix("aside:") for n in self.sorted[partition] if n.startswith("aside:")}
             assert members.get("needs", set()) == aside, (partition, members.get("needs"), aside)
+
+    def _check_load(self) -> None:
+        """What is queued and running is what the counters say."""
+        wanted: dict[str, Counter[str]] = defaultdict(Counter)
+        for run_id, run in self.runs.items():
+            found, rank = wanted[run_id[:2]], int(run["order"]) // CLASS_SPAN
+            if run["state"] == "running":
+                found["running"] += 1
+                found[f"t:running:{run['tenant']}"] += 1
+            elif run["state"] == "queued":
+                where = "aside" if run_id in self.sorted[run_id[:2]].get("unserved", {}) else "queued"
+                found[f"c:{rank}:{where}"] += 1
+                found[f"c:{rank}:{where}_ms"] += int(run["cost"])
+                if where == "queued":
+                    found[f"t:queued_ms{rank}:{run['tenant']}"] += int(run["cost"])
+                found[f"t:queued:{run['tenant']}"] += 1
+                found["bytes"] += int(run["size"])
+        for partition in self.admission.keys() | wanted.keys():
+            load = self.admission[partition].get("load", {})
+            counted = {
+                name: int(value)
+                for name, value in load.items()
+                if re.match(r"running|bytes|t:(queued|running)|c:.:(queued|aside)", name) and int(value)
+            }
+            assert counted == dict(+wanted[partition]), partition
 
     def _check_run(self, run_id: str, run: dict[str, str]) -> None:
         state = run["state"]
@@ -256,7 +288,7 @@ class Audit:
         if state == "queued":
             wanted = {"queue"}
             if run_id in self.sorted[run_id[:2]].get("unserved", {}):
-                wanted = {"unserved", f"aside:{run['agent']}\n{run.get('pinned', '')}"}
+                wanted = {"unserved", f"aside:{run['need']}"}
                 assert self.sorted[run_id[:2]]["unserved"][run_id] == float(run["order"])
             else:
                 assert self.sorted[run_id[:2]]["queue"][run_id] == float(run["order"]), run_id
