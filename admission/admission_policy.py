@@ -31,7 +31,9 @@ class ClassPolicy:
         ahead_ms: queued cost of this class and of better ones in the whole deployment, without what is set aside.
         own_ms: queued cost of this class alone.
         queued: how many runs of this class alone are queued.
-        pace: milliseconds of waiting for each millisecond of cost ahead; 0 where the drain is not known.
+        pace: milliseconds of waiting for each millisecond of cost ahead, on average, since better classes go on
+            coming; 0 where the drain is not known.
+        noise: how uncertain that is, in square roots of milliseconds (see :func:`admission.queue_law.predicted`).
         room: cost a millisecond that is left for runs that come back after a refusal; at most 0 where none is.
         max_wait_ms: how long a run may wait that does not say it.
         share: the guaranteed part of the drain, from 0 to 1.
@@ -42,6 +44,7 @@ class ClassPolicy:
     own_ms: float = 0.0
     queued: int = 0
     pace: float = 0.0
+    noise: float = 0.0
     room: float = 0.0
     max_wait_ms: int = DEFAULT_MAX_WAIT_MS
     share: float = 0.0

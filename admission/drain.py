@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
+from admission.admission_policy import DEFAULT_COST_MS
 from admission.values import CLASSES
 
 EFFICIENCY_MS: Final = 10_000.0
@@ -14,6 +15,7 @@ UNPROVEN_MS: Final = 30_000.0
 LEAST_EFFICIENCY: Final = 0.05
 PACE_LOAD_MS: Final = 10_000.0
 ROOM_LOAD_MS: Final = 60_000.0
+DEVIATIONS: Final = 2.5
 BURST: Final = 2.0
 """What is offered within one period counts as at most so many times the drain: a burst is in the queue, and there it is
 counted already; it does not go on.
@@ -98,39 +100,51 @@ class Drain:
 class Loads:
     """What is offered of each class, in cost a millisecond, as two averages: ``pace`` follows within ten seconds and
     says how much of the drain better classes take; ``room`` follows within a minute and says what is left for those
-    that are to come again later.
+    that are to come again later. ``run_ms`` is what one run costs.
     """
 
-    __slots__ = ("pace", "room")
+    __slots__ = ("pace", "room", "run_ms")
 
     def __init__(self) -> None:
+        self.run_ms = float(DEFAULT_COST_MS)
         self.pace = [0.0] * len(CLASSES)
         self.room = [0.0] * len(CLASSES)
 
-    def observe(self, offered_ms: Sequence[float], for_ms: float, drain: float | None) -> None:
+    def observe(self, offered_ms: Sequence[float], runs: int, for_ms: float, drain: float | None) -> None:
         """Takes note of what was offered.
 
         Args:
             offered_ms: cost that came since the last time, by rank.
+            runs: in how many runs.
             for_ms: how long that is.
             drain: cost a millisecond, where it is known.
         """
         if for_ms <= 0:
             return
+        if runs > 0:
+            self.run_ms = moved(self.run_ms, sum(offered_ms) / runs, for_ms, PACE_LOAD_MS)
         most = math.inf if drain is None else BURST * drain
         for rank, cost_ms in enumerate(offered_ms):
             rate = min(cost_ms / for_ms, most)
             self.pace[rank] = moved(self.pace[rank], rate, for_ms, PACE_LOAD_MS)
             self.room[rank] = moved(self.room[rank], rate, for_ms, ROOM_LOAD_MS)
 
+    def noise(self, load: float, drain: float) -> float:
+        """By how much what is served of a class may differ from the average in t milliseconds, as a multiple of
+        sqrt(t) * drain: :data:`DEVIATIONS` standard deviations of the work of independent runs that come (of better
+        classes, ``load`` a millisecond) and that end, when their costs are spread exponentially.
+        """
+        return DEVIATIONS * math.sqrt((load + drain) * 2.0 * self.run_ms) / drain
+
     def snapshot(self) -> dict[str, Any]:
         """What the next controller needs, as JSON data."""
-        return {"pace": list(self.pace), "room": list(self.room)}
+        return {"pace": list(self.pace), "room": list(self.room), "run_ms": self.run_ms}
 
     @classmethod
     def restore(cls, plain: Mapping[str, Any]) -> Self:
         """The loads of a snapshot."""
         loads = cls()
+        loads.run_ms = max(1.0, float(plain["run_ms"]))
         for name in ("pace", "room"):
             given = [max(0.0, float(each)) for each in plain[name]][: len(CLASSES)]
             getattr(loads, name)[: len(given)] = given

@@ -134,7 +134,7 @@ class QueueController:
     # What is seen
 
     def _take_in(self, now_ms: int, for_ms: int, seen: Observations) -> None:
-        offered_ms = [0.0] * len(CLASSES)
+        offered_ms, offered = [0.0] * len(CLASSES), 0
         spent: dict[str, int] = {}
         for said in seen.partitions:
             before = self.heard.get(said.partition)
@@ -144,6 +144,7 @@ class QueueController:
                 continue
             for rank, (old, new) in enumerate(zip(before.classes, said.classes, strict=True)):
                 offered_ms[rank] += grown(old.offered_ms, new.offered_ms)
+                offered += grown(old.offered, new.offered)
             for name, tenant in said.tenants.items():
                 had = before.tenants.get(name)
                 spent[name] = spent.get(name, 0) + grown(0 if had is None else had.served_ms, tenant.served_ms)
@@ -156,7 +157,7 @@ class QueueController:
         queued = sum(each.queued for said in self.heard.values() for each in said.classes)
         paused = any("queue" in said.held for said in self.heard.values())
         self.drain.observe(now_ms, slots, busy, queued, paused=paused)
-        self.loads.observe(offered_ms, for_ms, self.drain.rate)
+        self.loads.observe(offered_ms, offered, for_ms, self.drain.rate)
 
     def _learn(self, name: str, before: AgentStatistics | None, said: AgentStatistics) -> None:
         before = before if before is not None and before.ended <= said.ended else AgentStatistics()
@@ -211,9 +212,10 @@ class QueueController:
             rule = definition.of_class(rank)
             own_ms = sum(said.classes[rank].queued_ms for said in self.heard.values())
             ahead_ms += own_ms
-            pace = room = 0.0
+            pace = noise = room = 0.0
             if drain is not None and drain > 0:
-                pace = 1.0 / (drain * max(1.0 - better_pace / drain, LEAST_PART))
+                part = max(1.0 - better_pace / drain, LEAST_PART)
+                pace, noise = 1.0 / (drain * part), self.loads.noise(better_pace, drain) / (2.0 * part)
                 room = drain * max(1.0 - better_room / drain, rule.share) - self.loads.room[rank]
             made.append(
                 ClassPolicy(
@@ -221,6 +223,7 @@ class QueueController:
                     own_ms=float(own_ms),
                     queued=sum(said.classes[rank].queued for said in self.heard.values()),
                     pace=pace,
+                    noise=noise,
                     room=room,
                     max_wait_ms=round(rule.max_wait * 1000),
                     share=rule.share,

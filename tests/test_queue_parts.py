@@ -129,7 +129,7 @@ def test_slots_never_collide_beyond_the_room(asked: list[tuple[int, float, int]]
     for later_ms, wait_ms, cost_ms in asked:
         now += later_ms
         spacing = cost_ms * partitions / room
-        back = calendar.book(now, 2, wait_ms, spacing)
+        back = calendar.book(now, 2, wait_ms, [spacing] * 5)
         if back.by_itself:
             assert back.after_ms >= max(SHORTEST_MS, math.floor(wait_ms))
             slots.append((now + back.after_ms, cost_ms))
@@ -146,21 +146,33 @@ def test_slots_never_collide_beyond_the_room(asked: list[tuple[int, float, int]]
 
 def test_without_room_nobody_comes_by_itself() -> None:
     calendar = RetryCalendar()
-    assert calendar.book(0, 0, 0, math.inf) == (NO_ROOM_MS, False)
-    assert calendar.book(0, 0, 10.0 * NO_ROOM_MS, math.inf) == (10 * NO_ROOM_MS, False)
+    assert calendar.book(0, 0, 0, [math.inf] * 5) == (NO_ROOM_MS, False)
+    assert calendar.book(0, 0, 10.0 * NO_ROOM_MS, [math.inf] * 5) == (10 * NO_ROOM_MS, False)
     assert calendar.cursor_ms(0) == 0
 
 
 def test_a_slot_after_the_deadline_is_not_booked() -> None:
     calendar = RetryCalendar()
-    assert calendar.book(0, 0, 5000, 100, before_ms=4000) == NEVER
-    assert calendar.book(0, 0, 5000, math.inf, before_ms=4000) == NEVER
-    assert calendar.book(0, 0, 5000, 100, before_ms=5100) == (5000, True)
-    assert calendar.book(0, 1, 5000, 100) == (5000, True)
+    assert calendar.book(0, 0, 5000, [100] * 5, before_ms=4000) == NEVER
+    assert calendar.book(0, 0, 5000, [math.inf] * 5, before_ms=4000) == NEVER
+    assert calendar.book(0, 1, 5000, [100] * 5, before_ms=5100) == (5000, True)
+    assert calendar.book(0, 0, 5000, [100] * 5) == (5000, True)
+
+
+def test_a_slot_takes_the_room_of_less_valuable_classes_too() -> None:
+    calendar, spacings = RetryCalendar(), [100.0, 200.0, math.inf, 400.0, 400.0]
+    assert calendar.book(0, 1, 2000, spacings) == (2000, True)
+    assert calendar.book(0, 1, 2000, spacings) == (2200, True)
+    # Two of 400 of its room, and its own.
+    assert calendar.book(0, 3, 2000, spacings) == (3200, True)
+    assert calendar.book(0, 4, 2000, spacings) == (3600, True)
+    assert calendar.book(0, 2, 2000, spacings) == (NO_ROOM_MS, False)
+    # More valuable ones do not wait for it.
+    assert calendar.book(0, 0, 2000, spacings) == (2000, True)
 
 
 def test_partitions_begin_one_after_the_other() -> None:
-    slots = sorted(RetryCalendar(each / 8).book(0, 0, 2000, 800).after_ms for each in range(8))
+    slots = sorted(RetryCalendar(each / 8).book(0, 0, 2000, [800] * 5).after_ms for each in range(8))
     assert slots == [2000 + 100 * each for each in range(8)]
 
 
@@ -219,11 +231,11 @@ def test_the_drain_is_within_its_bounds(steps: list[tuple[int, float, int, int]]
 
 def test_a_burst_is_no_load_that_goes_on_but_an_overload_is() -> None:
     burst, flood = Loads(), Loads()
-    burst.observe([0, 0, 1e9, 0, 0], 250, 10.0)
+    burst.observe([0, 0, 1e9, 0, 0], 10**6, 250, 10.0)
     assert burst.room[2] < 0.1 * 10
     assert burst.pace[2] < 0.06 * 10
     for _ in range(480):
-        flood.observe([0, 0, 250 * 40, 0, 0], 250, 10.0)
+        flood.observe([0, 0, 250 * 40, 0, 0], 10, 250, 10.0)
     assert flood.room[2] > 10
     assert flood.pace[2] == pytest.approx(BURST * 10, rel=0.01)
     assert Loads.restore(flood.snapshot()).room == flood.room
