@@ -85,11 +85,13 @@ class Claiming:
             claims = (store.claim(partition, host, most, self._served) for partition in partitions)
             answers = await asyncio.gather(*claims, return_exceptions=True)
             for partition, answer in zip(partitions, answers, strict=True):
-                if answer is None or isinstance(answer, BaseException) or answer[0]:
+                if answer is None or isinstance(answer, BaseException):
                     self.order.queued(partition, None)
-                if isinstance(answer, tuple):
-                    for claim in answer[1]:
-                        self._begin(claim)
+                    continue
+                if answer[0] >= 0:
+                    self.order.queued(partition, answer[0])
+                for claim in answer[1]:
+                    self._begin(claim)
         if None in answers:
             await self._host.identity_lost(host)
         for error in (answer for answer in answers if isinstance(answer, BaseException)):

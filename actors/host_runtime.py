@@ -275,77 +275,7 @@ class HostRuntime:
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
         self._reaper.reap_soon(lost)
-<<<<<<< HEAD
         self._claiming.look_everywhere()
-=======
-        self._poke(self.store.partitions)
-
-    # Claiming
-
-    def _poke(self, partitions: "list[int] | range") -> None:
-        for partition in partitions:
-            self._dirty[partition] = None
-        self._work.set()
-
-    async def _claims(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._dirty and not self.draining:
-                free = self.settings.slots_per_host - len(self.runs)
-                if free <= 0:
-                    break
-                await self.lease_renewed()
-                try:
-                    await self._claim_some(free)
-                except Exception as error:
-                    _LOG.warning("host %s: claiming failed: %s", self.host, error)
-                    await asyncio.sleep(0.2)
-
-    async def _claim_some(self, free: int) -> None:
-        """Asks as many partitions at once as there is room to fill; each keeps its place until it is found empty."""
-        home = [partition for partition in self._dirty if partition in self._home]
-        partitions = (home or list(self._dirty))[: max(1, free // _CLAIM_WORTH)]
-        most = max(1, min(_CLAIM_MOST, free // len(partitions)))
-        for partition in partitions:
-            del self._dirty[partition]
-        async with self._claiming:
-            host = self.host
-            if self.draining:
-                return
-            claims = (self.store.claim(partition, host, most, self._served) for partition in partitions)
-            answers = await asyncio.gather(*claims, return_exceptions=True)
-            for partition, answer in zip(partitions, answers, strict=True):
-                if answer is None or isinstance(answer, BaseException) or answer[0] >= 0:
-                    self._dirty[partition] = None
-                if isinstance(answer, tuple):
-                    for claim in answer[1]:
-                        self._begin(claim)
-        if None in answers:
-            await self._identity_lost(host)
-        for error in (answer for answer in answers if isinstance(answer, BaseException)):
-            raise error
-
-    async def _release_unread(self, claim: Claim, reason: str) -> None:
-        """Leaves a run to hosts of a newer version; not at once, or a lone host would claim it again for ever."""
-        await asyncio.sleep(self.settings.heartbeat_s)
-        await self.store.release(partition_of(claim.id), self.host, reason, [(claim.id, claim.fence)])
-
-    def _begin(self, claim: Claim) -> None:
-        old = self.runs.get(claim.id)
-        if old is not None:
-            old.drop()
-        try:
-            engine = RunEngine(claim, self.app.agents[claim.agent], self)
-        except ValueError as error:
-            _LOG.error("run %s cannot be read here: %s", claim.id, error)
-            self._keep(self._release_unread(claim, str(error)))
-            return
-        self.runs[claim.id] = engine
-        engine.start()
-        if self.draining:
-            engine.depart(self._drains)
->>>>>>> door
 
     def _reconnected(self) -> None:
         self.keep(self._claiming.release_strays())
@@ -365,11 +295,7 @@ class HostRuntime:
                 self.keep(self.authority.told())
                 continue
             if channel == wake:
-<<<<<<< HEAD
                 self._claiming.woken(text)
-=======
-                self._poke([int(text.partition(" ")[0], 16)])
->>>>>>> door
                 continue
             if channel == dependencies:
                 self.gates.hear(text)
