@@ -22,12 +22,14 @@ class HostFact(NamedTuple):
         name: its identity.
         slots: how many runs it can hold just now.
         busy: how many it holds.
+        lives: whether its lease holds.
         claims: whether it takes new ones: it lives, and does not drain.
     """
 
     name: str
     slots: int
     busy: int
+    lives: bool
     claims: bool
 
 
@@ -61,8 +63,9 @@ async def hosts(store: Store) -> list[HostFact]:
 
 def host_fact(name: str, info: dict[str, Any]) -> HostFact:
     """What a host's info says; hosts of an earlier version say their static cap only."""
-    claims = info["lease_left_ms"] > 0 and not info["draining"]
-    return HostFact(name, int(info.get("slots", 0)), int(info.get("busy", 0)), claims)
+    lives = info["lease_left_ms"] > 0
+    claims = lives and not info["draining"]
+    return HostFact(name, int(info.get("slots", 0)), int(info.get("busy", 0)), lives, claims)
 
 
 def closed_until_ms(state: bytes, now_ms: int) -> int:

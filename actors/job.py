@@ -1,13 +1,17 @@
 """A job: what a user submits, and the record of it that the store keeps."""
 
-from datetime import UTC, datetime
+import math
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import msgspec
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from actors.simulation import NO_SIMULATION, Simulation
+from admission.dependency import seconds_of
 from admission.values import Value
 from cluster.keys import digest, job_run_id
 from cluster.records import NewRun
@@ -26,7 +30,86 @@ class ValueClass(StrEnum):
     BEST_EFFORT = "best_effort"
 
 
-RANKS: Final = {value: rank for rank, value in enumerate(ValueClass)}
+LONGEST_S: Final = 366 * 86_400
+"""No job may wait for longer, and no deadline is further away."""
+_SHORTEST_S: Final = 0.001
+_LENGTH: Final = 'seconds, or a text as in "90s", "15m", "24h"'
+
+
+@lru_cache(maxsize=1024)
+def parsed_value(text: str) -> Value:
+    """The value that a text says, as in ``high`` or ``high:80``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return Value.parse(text)
+
+
+def _value(said: object) -> str:
+    """The value in its one form: ``high:50`` is ``high``."""
+    if isinstance(said, str):
+        return str(parsed_value(str(said)))
+    return str(Value.parse(said))
+
+
+def _length(said: object) -> object:
+    """Seconds of a length of time.
+
+    Raises:
+        PydanticCustomError: it is none, or too short or too long to be meant.
+    """
+    if said is None:
+        return None
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        seconds = float(said) if abs(said) < 1e300 else math.inf
+    else:
+        try:
+            seconds = seconds_of(said)
+        except ValueError:
+            raise PydanticCustomError("length", "no length of time", {"fix": f"give {_LENGTH}"}) from None
+    if not _SHORTEST_S <= seconds <= LONGEST_S:
+        return _absurd(seconds)
+    return seconds
+
+
+def _absurd(seconds: float) -> object:
+    fix = f"give {_LENGTH}, at most 366 days"
+    if seconds <= 0 or math.isnan(seconds):
+        raise PydanticCustomError("length", "must be above zero (it is {it})", {"it": f"{seconds:g}", "fix": fix})
+    if seconds < _SHORTEST_S:
+        raise PydanticCustomError(
+            "length", "less than a millisecond (it is {it} s)", {"it": f"{seconds:g}", "fix": fix}
+        )
+    text = "{it} s are more than 366 days"
+    if 1e9 < seconds < 1e14:  # what clocks say, in seconds or in milliseconds
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds if seconds < 1e11 else seconds / 1000)
+        fix = f"write moments as texts, as in {moment.strftime('%Y-%m-%dT%H:%M:%SZ')}; numbers are seconds from now"
+    raise PydanticCustomError("length", text, {"it": f"{seconds:.10g}", "fix": fix})
+
+
+def _deadline(said: object) -> object:
+    """Seconds from submission, or a moment."""
+    if isinstance(said, str):
+        try:
+            moment: object = datetime.fromisoformat(said.strip())
+        except ValueError:
+            try:
+                return _length(said)
+            except PydanticCustomError:
+                moment = None
+    else:
+        moment = said if isinstance(said, datetime) else None
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            text = "neither a moment nor a number of seconds: a moment needs an offset from UTC"
+            fix = f"give its offset: {moment.isoformat()}Z for UTC, or as in {moment.isoformat()}+02:00"
+            raise PydanticCustomError("length", text, {"fix": fix})
+        return moment
+    if said is None or (isinstance(said, int | float) and not isinstance(said, bool)):
+        return _length(said)
+    fix = 'give a moment as 2030-01-31T12:00:00Z (with an offset), or seconds from submission ("24h"), at most 366 days'
+    raise PydanticCustomError("length", "neither a moment nor a number of seconds", {"fix": fix})
 
 
 def _printable(text: str) -> str:
@@ -43,8 +126,11 @@ class Job(BaseModel):
 
     ``custom_id`` names the job inside its batch and comes back with its result. ``deadline`` is a moment (ISO 8601
     with an offset) or seconds from submission, by the store's clock; a run past it is cancelled at a step boundary.
-    ``max_wait`` is how many seconds the job may wait for its first start before it is shed. ``idempotency_key``
-    makes the job one and the same over batches of its tenant. ``grants`` are the authorities that its tools may use.
+    ``max_wait`` is how many seconds the job may wait for its first start: it is refused where it would wait for longer,
+    and shed when it has; by default what operators have set for its class. Both may be texts such as ``"24h"``.
+    ``value`` is a class, or a class and a number from 0 to 99 inside it, as in ``high:80``; higher numbers go first,
+    and 50 is the default. ``idempotency_key`` makes the job one and the same over batches of its tenant. ``grants`` are
+    the authorities that its tools may use.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,10 +138,10 @@ class Job(BaseModel):
     custom_id: Name
     agent: Name
     input: JsonValue = None
-    value: ValueClass = ValueClass.NORMAL
+    value: Annotated[str, BeforeValidator(_value)] = ValueClass.NORMAL.value
     tenant: Name = "default"
-    deadline: Annotated[float, Field(gt=0, le=366 * 86400)] | AwareDatetime | None = None
-    max_wait: Annotated[float, Field(gt=0, le=366 * 86400)] | None = None
+    deadline: Annotated[float | datetime | None, BeforeValidator(_deadline)] = None
+    max_wait: Annotated[float | None, BeforeValidator(_length)] = None
     idempotency_key: Name | None = None
     grants: tuple[Name, ...] = ()
     metadata: dict[Name, str] = Field(default_factory=dict)
@@ -108,8 +194,13 @@ def decode_job(raw: bytes) -> JobRecord:
 
 
 def rank_of(value: str) -> int:
-    """The place of a class in the order of all, 0 for the most valuable."""
-    return RANKS[ValueClass(value)]
+    """The place of a value's class in the order of all, 0 for the most valuable."""
+    return parsed_value(value).rank
+
+
+def level_of(value: str) -> int:
+    """The place of a value in the order of all; smaller ones go first."""
+    return parsed_value(value).level
 
 
 def run_id_of(job: Job, batch: str, partitions: int, *, simulated: bool = False) -> str:
@@ -144,7 +235,7 @@ def new_run(
     """
     simulated = simulation is not None
     made = JobRecord(
-        RECORD_VERSION, job.input, job.value.value, job.tenant, job.grants, dict(job.metadata),
+        RECORD_VERSION, job.input, job.value, job.tenant, job.grants, dict(job.metadata),
         simulated=simulated, simulation=simulation or NO_SIMULATION,
     )  # fmt: skip
     record = _ENCODER.encode(made)
@@ -154,7 +245,7 @@ def new_run(
         id=run_id_of(job, batch, partitions, simulated=simulated),
         custom_id=job.custom_id,
         agent=job.agent,
-        level=Value(RANKS[job.value]).level,
+        level=level_of(job.value),
         # Without who submits it: the same job is the same, whoever submits it again.
         digest=digest(job.agent, record, deadline, max_wait, *filter(None, [version])),
         job=_ENCODER.encode(msgspec.structs.replace(made, by=by)) if by else record,
@@ -179,7 +270,7 @@ def child_run(run_id: str, agent: str, payload: Any, parent: JobRecord, lineage:
             simulated=parent.simulated, simulation=simulation,
         )
     )  # fmt: skip
-    level = Value(rank_of(parent.value)).level
+    level = level_of(parent.value)
     return NewRun(run_id, lineage, agent, level, digest(agent, record), record, "", "", version, parent.tenant)
 
 

@@ -50,7 +50,7 @@ async def exchange(
         arguments += (tenant, most)
     answer = await store.call(scripts.EXCHANGE, partition, *arguments)
     there, now_ms, counters, here, held, last, best = answer
-    statistics = _statistics(_pairs(counters))
+    statistics = statistics_of(_pairs(counters))
     statistics |= {"partition": partition, "at_ms": now_ms, "v": there, "held": _pairs(held)}
     statistics["places"] = {tenant: int(most) for tenant, most in _pairs(here).items()}
     if last:
@@ -62,7 +62,7 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
     return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
 
 
-def _statistics(counters: Mapping[str, str]) -> dict[str, Any]:
+def statistics_of(counters: Mapping[str, str]) -> dict[str, Any]:
     """The counters by what they count: names are KIND:…, see ``prelude.lua``."""
     classes: list[dict[str, int]] = [{} for _ in range(_RANKS)]
     found: dict[str, Any] = {"tenants": {}, "agents": {}, "refused": {}, "shed": {}, "would": {}}

@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     dependencies_yaml: str = Field(default="", description="its content, for processes that have no such file")
     policy: Path | None = Field(default=None, description="the operators' YAML file with the policy")
     policy_yaml: str = Field(default="", description="its content, for processes that have no such file")
+    admission: Path | None = Field(default=None, description="the operators' YAML file with rules for admission")
+    admission_yaml: str = Field(default="", description="its content, for processes that have no such file")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -166,6 +166,21 @@ class Keys:
         return f"{self.name}:policy"
 
     @property
+    def admission_rules(self) -> str:
+        """The operators' rules for admission that are in force (hash)."""
+        return f"{self.name}:{{deployment}}:admission_rules"
+
+    @property
+    def admission_rules_history(self) -> str:
+        """Rules for admission that are or were in force, the newest first, as JSON (list)."""
+        return f"{self.name}:{{deployment}}:admission_rules_history"
+
+    @property
+    def admission_channel(self) -> str:
+        """Told a number whenever other rules for admission are put in force."""
+        return f"{self.name}:admission"
+
+    @property
     def batches(self) -> str:
         """Batch ids by time of their first submission (sorted set)."""
         return f"{self.name}:{{deployment}}:batches"

@@ -219,4 +219,6 @@ def _record(run_id: str, flat: list[Any]) -> RunRecord:
         demoted=raw.get("demoted", b""),
         head=text("head"),
         end_seal=text("end_seal"),
+        retry_after_ms=number("retry_after_ms"),
+        by_itself=text("by_itself") == "1",
     )

@@ -44,7 +44,7 @@ class Submitted(NamedTuple):
     Attributes:
         made: whether it was made, the same job was there already, another job holds its id, or it was refused.
         place: about how many runs of the deployment go before a run that was made, and one.
-        wait_ms: its predicted wait.
+        wait_ms: its predicted wait; -1 where nothing can be predicted.
         reason: why it was refused.
         retry_after_ms: when to come back; -1 for never with this job.
         by_itself: whether a program should come back without being asked to.
@@ -160,6 +160,8 @@ class RunRecord:
 
     ``lineage`` is set for forks only, ``inherited`` is how many journal entries a fork has of its source; ``promoted``
     and ``demoted`` are how the run got, or lost, its right to effects for the last time (JSON).
+    ``retry_after_ms`` is when a run that was shed may come back, counted from its end, None where that was not said,
+    and ``by_itself`` whether a program should then, without being asked to.
     ``head`` is the last link of the journal that an owner has anchored, ``end_seal`` the owner's seal of its end (hex;
     empty where there is none).
     """
@@ -193,6 +195,8 @@ class RunRecord:
     demoted: bytes = b""
     head: str = ""
     end_seal: str = ""
+    retry_after_ms: int | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True)

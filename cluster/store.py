@@ -317,9 +317,13 @@ class Store:
         """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
         return await self.epoch(self.keys.dependency(name), epoch, state)
 
-    async def epoch(self, key: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
-        """The same for whatever there may be one of at a time, whose record is at ``key``."""
-        answer = await self.call_keys(scripts.HUB, [key], "" if epoch is None else epoch, state)
+    async def epoch(
+        self, key: str, epoch: int | None = None, state: str = "", explanation: str = ""
+    ) -> HubRecord | None:
+        """The same for whatever there may be one of at a time, whose record is at ``key``; what is '' stays as it was.
+        ``explanation`` is for people.
+        """
+        answer = await self.call_keys(scripts.HUB, [key], "" if epoch is None else epoch, state, explanation)
         if answer == b"STALE":
             return None
         number, kept, override, command, now = answer

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from typing import Any, Final
 
 from actors.registry import App
@@ -27,7 +28,11 @@ class Catalog:
         agents = {name: self._check(name, text) for name, text in published.items()}
         if self._app is not None:
             agents.update({name: adapter_check(agent.input_adapter) for name, agent in self._app.agents.items()})
-        self._facts = Facts(agents, self._store.settings.payload_limit_bytes, await self._store.server_ms())
+        before_ms = time.time() * 1000
+        now_ms = await self._store.server_ms()
+        # The answer took a moment, and the server read its clock somewhere within it.
+        ahead_ms = round((before_ms + time.time() * 1000) / 2 - now_ms)
+        self._facts = Facts(agents, self._store.settings.payload_limit_bytes, now_ms, ahead_ms)
         return self._facts
 
     async def recent_facts(self) -> Facts:

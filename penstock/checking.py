@@ -12,10 +12,11 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_jsonable_python
 
-from actors.job import RECORD_VERSION, Job, JobRecord, ValueClass
-from penstock.views import Problem
+from actors.job import LONGEST_S, RECORD_VERSION, Job, JobRecord
+from penstock.submit_views import Problem
 
 _TEXT_LIMIT: Final = 300
+_CLOCK_NOTICED_MS: Final = 2000
 _SIZING: Final = msgspec.msgpack.Encoder()
 _NO_JSON_NUMBERS: Final = (b"NaN", b"Infinity")
 
@@ -33,11 +34,14 @@ InputCheck: TypeAlias = Callable[[Any], list[Mismatch]]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a job is checked against: agents with their inputs, the payload limit, the store's clock."""
+    """What a job is checked against: agents with their inputs, the payload limit, the store's clock, and how far this
+    machine's clock is ahead of that (negative: behind).
+    """
 
     agents: Mapping[str, InputCheck]
     payload_limit_bytes: int
     now_ms: int
+    clock_ahead_ms: int = 0
 
 
 def adapter_check(adapter: TypeAdapter[Any]) -> InputCheck:
@@ -74,8 +78,10 @@ def accept_anything(_: Any) -> list[Mismatch]:
     return []
 
 
-def read_job(line: int, raw: bytes, facts: Facts) -> Job | list[Problem] | None:
-    """The job in one line of a batch file, or all that is wrong with it; None for an empty line."""
+def read_job(line: int, raw: bytes, facts: Facts, *, with_fixes: bool = True) -> Job | list[Problem] | None:
+    """The job in one line of a batch file, or all that is wrong with it; None for an empty line. Without fixes, which
+    take long to find, a million bad lines are read in seconds.
+    """
     raw = raw.strip()
     if not raw:
         return None
@@ -89,8 +95,8 @@ def read_job(line: int, raw: bytes, facts: Facts) -> Job | list[Problem] | None:
     try:
         job = Job.model_validate_json(raw)
     except ValidationError as error:
-        return _all_problems(line, error, _object(raw), facts)
-    return check_job(line, job, facts) or job
+        return _all_problems(line, error, _object(raw), facts, with_fixes=with_fixes)
+    return check_job(line, job, facts, with_fixes=with_fixes) or job
 
 
 def as_job(position: int, item: JobLike) -> Job | list[Problem]:
@@ -115,7 +121,7 @@ def checked(position: int, item: JobLike, facts: Facts) -> Job | list[Problem]:
     return check_job(position, job, facts) or job
 
 
-def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
+def check_job(line: int, job: Job, facts: Facts, *, with_fixes: bool = True) -> list[Problem]:
     """What is wrong with a well-formed job here and now."""
     problems: list[Problem] = []
 
@@ -124,10 +130,10 @@ def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
 
     check = facts.agents.get(job.agent)
     if check is None or _misfits(check, job.input):
-        problems = _agent_problems(line, {"agent": job.agent, "input": job.input, "custom_id": job.custom_id}, facts)
-    if isinstance(job.deadline, datetime) and (late_ms := facts.now_ms - int(job.deadline.timestamp() * 1000)) >= 0:
-        past = f"{job.deadline.isoformat()} was {late_ms / 1000:.0f} s ago by the store's clock"
-        add("deadline", past, "give a later moment, or seconds from submission as a number")
+        named = {"agent": job.agent, "input": job.input, "custom_id": job.custom_id}
+        problems = _agent_problems(line, named, facts, with_fixes=with_fixes)
+    if isinstance(job.deadline, datetime) and (wrong := _bad_moment(job.deadline, facts)):
+        add("deadline", *wrong)
     try:
         # Half of the cost of making the whole run, which takes two digests more.
         record = JobRecord(RECORD_VERSION, job.input, job.value, job.tenant, job.grants, job.metadata)
@@ -143,24 +149,49 @@ def check_job(line: int, job: Job, facts: Facts) -> list[Problem]:
     return problems
 
 
-def job_problems(line: int, error: ValidationError) -> list[Problem]:
+def _bad_moment(deadline: datetime, facts: Facts) -> tuple[str, str] | None:
+    """What is wrong with a deadline, and what to do; None where nothing is."""
+    at_ms = int(deadline.timestamp() * 1000)
+    late_ms, ahead_ms = facts.now_ms - at_ms, facts.clock_ahead_ms
+    if -late_ms > LONGEST_S * 1000:
+        reason = f"{deadline.isoformat()} is in {-late_ms / 86_400_000:,.0f} days by the store's clock"
+        return reason, "give a moment within 366 days, or none"
+    if late_ms < 0:
+        return None
+    reason = f"{deadline.isoformat()} was {_amount(late_ms)} ago by the store's clock"
+    if abs(ahead_ms) >= _CLOCK_NOTICED_MS:
+        reason += f"; this machine's clock is {_amount(abs(ahead_ms))} {'ahead of' if ahead_ms > 0 else 'behind'} it"
+        if facts.now_ms + ahead_ms < at_ms:
+            return reason, "set this machine's clock right, or give seconds from submission as a number"
+    return reason, "give a later moment, or seconds from submission as a number"
+
+
+def _amount(milliseconds: int) -> str:
+    """A length of time for people, in its two largest units."""
+    minutes = round(milliseconds / 60_000)
+    if minutes < 2:
+        return f"{milliseconds / 1000:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    named = [f"{count:,} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
+    return " ".join(named[:2])
+
+
+def job_problems(line: int, error: ValidationError, custom_id: str = "", *, with_fixes: bool = True) -> list[Problem]:
     """What pydantic says of a job, in our words."""
-    problems: list[Problem] = []
-    for detail in _details(error):
-        field, reason, fix = _in_our_words(detail)
-        if not (problems and field == "deadline" and problems[-1].field == field):  # one for each type of the union
-            problems.append(Problem(line, field, reason, fix))
-    return problems
+    words = _in_our_words if with_fixes else _in_short
+    return [Problem(line, *words(detail), custom_id) for detail in _details(error)]
 
 
-def _all_problems(line: int, error: ValidationError, item: Mapping[str, Any], facts: Facts) -> list[Problem]:
+def _all_problems(
+    line: int, error: ValidationError, item: Mapping[str, Any], facts: Facts, *, with_fixes: bool = True
+) -> list[Problem]:
     """What is wrong with the fields of a job, and, as far as these can be told, with its agent and input."""
-    custom_id = _custom_id(item)
-    named = [msgspec.structs.replace(problem, custom_id=custom_id) for problem in job_problems(line, error)]
-    return named + _agent_problems(line, item, facts)
+    named = job_problems(line, error, _custom_id(item), with_fixes=with_fixes)
+    return named + _agent_problems(line, item, facts, with_fixes=with_fixes)
 
 
-def _agent_problems(line: int, item: Mapping[str, Any], facts: Facts) -> list[Problem]:
+def _agent_problems(line: int, item: Mapping[str, Any], facts: Facts, *, with_fixes: bool = True) -> list[Problem]:
     """What is wrong with agent and input, of a job or of what should have been one."""
     agent = item.get("agent")
     if not isinstance(agent, str) or not agent:
@@ -169,7 +200,7 @@ def _agent_problems(line: int, item: Mapping[str, Any], facts: Facts) -> list[Pr
     check = facts.agents.get(agent)
     if check is None:
         reason = f"no agent {_cut(repr(agent))} is served here"
-        return [Problem(line, "agent", reason, _agent_fix(agent, facts), custom_id)]
+        return [Problem(line, "agent", reason, _agent_fix(agent, facts) if with_fixes else "", custom_id)]
     return [
         Problem(line, f"input.{path}" if path and path[0] != "[" else f"input{path}", reason, "", custom_id)
         for path, reason in _misfits(check, item.get("input"))
@@ -221,12 +252,12 @@ def _in_our_words(detail: ErrorDetails) -> tuple[str, str, str]:
         )
     if kind == "missing":
         return field, "missing", "every job needs custom_id and agent"
-    if location[0] == "deadline":
-        fix = "give a moment as 2030-01-31T12:00:00Z (with an offset), or seconds from submission, at most 366 days"
-        return "deadline", "neither a moment nor a number of seconds", fix
-    if location[0] == "value":
-        return field, detail["msg"], f"use one of {', '.join(ValueClass)}"
-    return _cut(field), detail["msg"], ""
+    fix = str(detail["ctx"]["fix"]) if kind == "length" else ""
+    return _cut(field), _cut(detail["msg"].removeprefix("Value error, ")), fix
+
+
+def _in_short(detail: ErrorDetails) -> tuple[str, str, str]:
+    return _path(detail["loc"]), detail["msg"], ""
 
 
 def _details(error: ValidationError) -> list[ErrorDetails]:

@@ -1,56 +1,47 @@
 """The client: submit jobs, watch them, read what became of them. It talks to the store only and needs no Ray."""
 
 import asyncio
-import os
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
-from typing import IO, Any, Final, NamedTuple, Self, TypeAlias
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, NamedTuple, Self
 
-import msgspec
-from pydantic import BaseModel, SecretStr
-from pydantic_core import to_jsonable_python
+from pydantic import SecretStr
 
-from actors.job import new_run
 from actors.registry import App
 from cluster import reader
 from cluster.config import Settings
 from cluster.keys import partition_of
 from cluster.lifecycle import RunState
-from cluster.records import Made, NewRun, RunRecord
+from cluster.records import RunRecord
 from cluster.store import Store
 from penstock import inspection
+from penstock.admission_rules import AdmissionCalls
 from penstock.approvals import ApprovalCalls
-from penstock.batchfile import BatchFile, Scan
 from penstock.catalog import Catalog
-from penstock.checking import Facts, JobLike, as_job, checked
+from penstock.checking import Facts
+from penstock.coming_back import ComingBack
 from penstock.dependencies import DependencyCalls
-from penstock.errors import InvalidBatch, NoSuchBatch, NoSuchHost, NoSuchRun, WaitTimedOut
+from penstock.errors import NoSuchBatch, NoSuchHost, NoSuchRun
 from penstock.lineage import LineageCalls
-from penstock.names import check_batch_key, is_run_id
+from penstock.names import is_run_id
 from penstock.policies import PolicyCalls
-from penstock.submission import Submission, check_all, each_of
+from penstock.queueing import QueueCalls
+from penstock.submitting import SubmitCalls
 from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
 from penstock.views import (
     BatchStatus,
     DeploymentStatus,
     HostView,
-    Problem,
     Result,
     RunSummary,
     RunView,
-    SubmitProgress,
-    SubmitReport,
     Why,
     batch_status,
     result_of,
 )
-from penstock.waiting import POLL_S, RunWaiter, signals, told_within, until_over
-
-ProgressCallback: TypeAlias = Callable[[SubmitProgress], None]
+from penstock.waiting import POLL_S, RunWaiter, signals, told_within
 
 _WATCH_PAUSE_S: Final = 0.02
-_LINES_A_TURN: Final = 256
 
 
 class _Open(NamedTuple):
@@ -61,7 +52,17 @@ class _Open(NamedTuple):
     waiter: RunWaiter
 
 
-class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCalls, ApprovalCalls):
+class Client(
+    SubmitCalls,
+    QueueCalls,
+    DependencyCalls,
+    LineageCalls,
+    UnknownCalls,
+    TrailCalls,
+    PolicyCalls,
+    ApprovalCalls,
+    AdmissionCalls,
+):
     """A deployment as its users see it. Use it as ``async with Client() as client``, in one event loop.
 
     Every method may raise :class:`cluster.errors.StoreError` when the store cannot be reached or used.
@@ -109,134 +110,6 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
         """The open store."""
         return self._opened.store
 
-    # Submitting
-
-    async def submit(
-        self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None
-    ) -> SubmitReport:
-        """Submits jobs. When it returns, every job that it counts as accepted is durable.
-
-        A list is checked as a whole before any of it is submitted, anything else job by job. The same job (by
-        batch and ``custom_id``) is made once, however often it is submitted.
-
-        Args:
-            jobs: :class:`Job` objects or mappings with the same fields.
-            batch: the batch's key; by default a new one, see the report.
-
-        Raises:
-            InvalidBatch: some jobs are not valid.
-            SubmissionInterrupted: the store failed meanwhile; submit again under the batch that it names.
-        """
-        key = f"b-{uuid.uuid4().hex[:20]}" if batch is None else check_batch_key(batch)
-        facts = await self._opened.catalog.facts()
-        known_good, partitions = isinstance(jobs, Sequence), self.store.keys.partitions
-        if isinstance(jobs, Sequence):
-            await check_all(jobs, facts, key)
-        async with Submission(self.store, key) as submission:
-            await self.store.note_batch(key, facts.now_ms)
-            position = 0
-            async for item in each_of(jobs):
-                position += 1
-                job = as_job(position, item) if known_good else checked(position, item, facts)
-                if isinstance(job, list):
-                    await submission.finish()
-                    raise InvalidBatch("", tuple(job), len(job), batch=key, accepted=submission.accepted)
-                if submission.put(new_run(job, key, partitions, self.settings.user)):
-                    await submission.turn()
-            await submission.finish()
-            return submission.report()
-
-    async def submit_file(
-        self,
-        path: str | os.PathLike[str] | IO[bytes],
-        *,
-        batch: str | None = None,
-        skip_invalid: bool = False,
-        on_progress: ProgressCallback | None = None,
-    ) -> SubmitReport:
-        """Submits a batch file (JSON lines), see docs/batch-files.md.
-
-        All of it is checked first; nothing is submitted when a line is bad, unless ``skip_invalid``.
-
-        Args:
-            path: the file, or an open binary one that can be read twice.
-            batch: the batch's key; by default a digest of the content, so that the same file is the same batch.
-            skip_invalid: leave bad lines out and submit the others.
-            on_progress: told now and then how far it is.
-
-        Raises:
-            InvalidBatch: some lines are not valid.
-            BatchFileError: the file cannot be read, or changed meanwhile.
-            SubmissionInterrupted: the store failed meanwhile; submit the file again.
-        """
-        if batch is not None:
-            check_batch_key(batch)
-        facts = await self._opened.catalog.facts()
-        with BatchFile(path) as file:
-            scan = Scan(facts)
-
-            def tell(phase: str, jobs: int) -> None:
-                if on_progress is not None:
-                    position, size = file.position_bytes, file.size_bytes
-                    on_progress(
-                        SubmitProgress(
-                            phase=phase, done_bytes=position, total_bytes=size, jobs=jobs, problems=scan.problem_count
-                        )
-                    )
-
-            for line in file.scan(scan, facts):
-                if line % _LINES_A_TURN == 0:
-                    tell("check", scan.jobs)
-                    await asyncio.sleep(0)
-            key = batch or f"f-{scan.digest}"
-            if scan.problem_count and not skip_invalid:
-                raise InvalidBatch(file.name, tuple(scan.problems), scan.problem_count, batch=key)
-            async with Submission(self.store, key) as submission:
-                await self.store.note_batch(key, facts.now_ms)
-                for _, job in file.jobs(facts, scan.bad_lines):
-                    if submission.put(new_run(job, key, self.store.keys.partitions, self.settings.user)):
-                        await submission.turn()
-                        tell("submit", submission.acknowledged)
-                await submission.finish()
-            tell("submit", submission.acknowledged)
-            return msgspec.structs.replace(
-                submission.report(),
-                invalid_lines=len(scan.bad_lines),
-                problem_count=scan.problem_count,
-                problems=tuple(scan.problems),
-            )
-
-    async def run(self, agent: str, input: Any, *, timeout_s: float | None = None, **job_fields: Any) -> Result:
-        """Submits one job and waits until it has ended, whatever its end, or nobody can prove how it went.
-
-        Args:
-            agent: the agent's name.
-            input: its input: JSON-like data or a pydantic model.
-            timeout_s: how long to wait at most; the run goes on without us.
-            job_fields: further fields of :class:`Job`.
-
-        Raises:
-            InvalidBatch: the job is not valid.
-            WaitTimedOut: ``timeout_s`` is over.
-        """
-        custom_id = job_fields.pop("custom_id", None) or uuid.uuid4().hex
-        payload = to_jsonable_python(input) if isinstance(input, BaseModel) else input
-        item = {"custom_id": custom_id, "agent": agent, "input": payload, **job_fields}
-        store, waiter = self._opened.store, self._opened.waiter
-        await waiter.ready()
-        with waiter.place() as (batch, told):
-            run = await self._one_run(item, batch)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    (answer,) = await store.submit(batch, partition_of(run.id), [run])
-                    if answer.made is Made.OTHER:
-                        reason = "another job with other content has this idempotency_key"
-                        problem = Problem(1, "idempotency_key", reason, "use another key", str(custom_id))
-                        raise InvalidBatch("", (problem,), 1, batch=batch)
-                    return result_of(await until_over(store, run.id, told, ours=answer.made is Made.MADE))
-            except TimeoutError:
-                raise WaitTimedOut(f"run {run.id}", timeout_s or 0.0) from None
-
     # Watching
 
     async def status(self, batch: str) -> BatchStatus:
@@ -254,23 +127,37 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
         """The whole deployment: its counters, hosts and newest batches."""
         return await inspection.deployment(self.store, batches)
 
-    async def watch(self, batch: str) -> AsyncGenerator[BatchStatus]:
+    async def watch(
+        self, batch: str, *, retry_shed: bool = False, on_wait: Callable[[int, float], None] | None = None
+    ) -> AsyncGenerator[BatchStatus]:
         """A batch's status, now and whenever it changes, at most 50 times a second, until every run has ended.
 
         A batch with runs in ``confirmation_unknown`` does not end by itself: look at ``settled``.
 
+        Args:
+            batch: the batch's key.
+            retry_shed: runs that are shed come back by the calendar, and the batch has not ended before each of them
+                has another end, or is refused for good.
+            on_wait: told now and then how many of these wait, and for how many seconds the next one does.
+
         Raises:
             NoSuchBatch: there is no such batch.
         """
-        async with signals(self.store, self.store.keys.batch_channel(batch)) as told:
+        channel = self.store.keys.batch_channel(batch)
+        async with signals(self.store, channel) as told, ComingBack(self.store, batch, on_wait) as coming_back:
             previous: BatchStatus | None = None
             while True:
                 status = await self.status(batch)
+                shed = retry_shed and status.count(RunState.SHED) > 0
+                if shed and status.settled and not await coming_back.nothing_left():
+                    continue
                 if status != previous:
                     yield status
                     previous = status
                 if status.terminal:
                     return
+                if shed:
+                    coming_back.begin()
                 await asyncio.sleep(_WATCH_PAUSE_S)
                 await told_within(told, POLL_S - _WATCH_PAUSE_S)
 
@@ -370,15 +257,13 @@ class Client(DependencyCalls, LineageCalls, UnknownCalls, TrailCalls, PolicyCall
             raise RuntimeError("the client is not open: use `async with Client() as client`, or await client.open()")
         return self._open
 
-    async def _one_run(self, item: dict[str, Any], batch: str) -> NewRun:
-        """One checked run; facts that somebody asked for before are good enough to accept it, not to refuse it."""
-        catalog = self._opened.catalog
-        job = checked(1, item, await catalog.recent_facts())
-        if isinstance(job, list):
-            job = checked(1, item, await catalog.facts())
-        if isinstance(job, list):
-            raise InvalidBatch("", tuple(job), len(job), batch=batch)
-        return new_run(job, batch, self.store.keys.partitions, self.settings.user)
+    @property
+    def _catalog(self) -> Catalog:
+        return self._opened.catalog
+
+    @property
+    def _waiter(self) -> RunWaiter:
+        return self._opened.waiter
 
     async def _facts(self) -> Facts:
         return await self._opened.catalog.facts()

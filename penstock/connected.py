@@ -9,6 +9,7 @@ from typing import Any
 from actors.registry import load_app
 from cluster import session
 from cluster.config import Settings
+from penstock.admission_rules import put_given_rules
 from penstock.deployment import Deployment, DeploymentError, forget, with_approval_keys
 from penstock.policies import enforce_given
 
@@ -52,6 +53,7 @@ def up_connected(
     with import_path(app_dir):
         load_app(app, settings)
     enforce_given(settings)
+    put_given_rules(settings)
     # Code travels by import path: our rooms and the app's folder are packed once and unpacked on every node.
     sent: dict[str, Any] = {"py_modules": [str(ROOT / room) for room in ROOMS]}
     if app_dir is not None:

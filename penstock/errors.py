@@ -1,7 +1,8 @@
 """What clients of a deployment are told when something cannot be done; each text names the thing and the fix."""
 
 from actors.errors import PenstockError
-from penstock.views import Problem, SubmitReport
+from penstock.refusals import come_back, in_words
+from penstock.submit_views import Problem, Refusal, SubmitReport
 
 
 class ClientError(PenstockError):
@@ -78,6 +79,10 @@ class NoSuchHost(ClientError):
         self.host = host
 
 
+class InvalidText(ClientError, ValueError):
+    """A text that cannot be kept: a reason that is too long, or a name that nothing can have."""
+
+
 class InvalidBatchKey(ClientError):
     """A batch key that cannot be used."""
 
@@ -110,6 +115,28 @@ class InvalidBatch(ClientError):
         self.accepted = accepted
 
 
+class Refused(ClientError):
+    """The door did not let a job in: nothing of it is kept, and nothing happened.
+
+    Attributes:
+        reason: ``queue``, ``hosts``, ``dependency:NAME``, ``store``, ``deadline``, ``queue_full``, ``tenant_class``,
+            ``tenant_cost`` or ``tenant_queued``.
+        retry_after_s: when to come back; None: never with this job as it is.
+        by_itself: whether a program should come back then without being asked to.
+        refusal: all of it.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        when = come_back(refusal.retry_after_s, by_itself=refusal.by_itself)
+        super().__init__(
+            f"job {refusal.custom_id!r} was refused ({refusal.reason}): {in_words(refusal.reason)}; {when}"
+        )
+        self.refusal = refusal
+        self.reason = refusal.reason
+        self.retry_after_s = refusal.retry_after_s
+        self.by_itself = refusal.by_itself
+
+
 class BatchFileError(ClientError):
     """A batch file cannot be read, or changed while it was read."""
 
@@ -121,9 +148,11 @@ class SubmissionInterrupted(ClientError):
     """
 
     def __init__(self, report: SubmitReport, cause: BaseException) -> None:
+        waiting = f", {report.waiting} waited to come back" if report.waiting else ""
         super().__init__(
             f"the submission of batch {report.batch!r} was interrupted after {report.accepted + report.existing} "
-            f"acknowledged jobs: {cause}. Submit the same jobs again under the same batch key: no job is made twice"
+            f"acknowledged jobs{waiting}: {cause}. Submit the same jobs again under the same batch key: no job is made "
+            "twice"
         )
         self.report = report
         self.batch = report.batch

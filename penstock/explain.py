@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
 from cluster.lifecycle import RunState
 from cluster.records import RunRecord
+from penstock import explain_queue
 from penstock.approval_facts import ApprovalView
+from penstock.explain_words import after, moment
+from penstock.queue_place import QueuePlace
 from penstock.unknown_views import UnknownEffect
 from penstock.views import HostView, JournalStep, RunError, Why
 
@@ -35,9 +37,10 @@ class WhyFacts:
     """What is known beside the run's record.
 
     ``place`` is how many runs of its partition are before it (None: not in the queue), ``unserved`` says that it was
-    set aside because no host serves its agent, ``hosts`` are the registered ones, ``last_step`` is the journal's end,
-    ``held`` is what its host says that it waits for in memory, ``approvals`` are those that it waits for, ``doubts``
-    are its effects that nobody can prove.
+    set aside (paused, over its tenant's cap, or because no host serves its agent), ``hosts`` are those registered,
+    ``last_step`` is the journal's end, ``held`` is what its host says that it waits for in memory, ``approvals`` are
+    those that it waits for, ``doubts`` are its effects that nobody can prove, ``queue`` is its place by the
+    law of admission.
     """
 
     now_ms: int
@@ -53,6 +56,7 @@ class WhyFacts:
     waits_for: str = ""
     approvals: tuple[ApprovalView, ...] = ()
     doubts: Sequence[UnknownEffect] = ()
+    queue: QueuePlace | None = None
 
 
 def explain(record: RunRecord, facts: WhyFacts) -> Why:
@@ -66,6 +70,9 @@ def explain(record: RunRecord, facts: WhyFacts) -> Why:
             reason, owner, bound, following = _waiting(record, facts)
         case RunState.CONFIRMATION_UNKNOWN:
             reason, owner, bound, following = _unknown(record, facts)
+        case RunState.SHED:
+            reason, following = explain_queue.shed(record, facts.now_ms)
+            owner, bound = "nobody: it has ended", "none"
         case _:
             reason = str(facts.error) if facts.error else record.reason or _END_REASONS.get(record.state, "")
             owner, bound, following = "nobody: it has ended", "none", "nothing: this is an end"
@@ -88,30 +95,14 @@ _END_REASONS = {
     RunState.SUCCEEDED: "the agent returned",
     RunState.FAILED: "the agent failed",
     RunState.CANCELLED: "it was cancelled",
-    RunState.SHED: "it was shed",
 }
 
 
 def _queued(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
-    alive = [host for host in facts.hosts.values() if host.alive]
-    claiming = [host for host in alive if not host.draining]
-    partition = record.id[:2]
-    if facts.unserved:
-        return (
-            record.reason or f"no host serves {record.agent}",
-            f"partition {partition}, set aside",
-            _bound(record, facts),
-            f"a host that serves {record.agent} starts: penstock up --app MODULE",
-        )
-    reason = "queue" if record.reason in ("", "queue") else f"queue ({record.reason})"
-    place = "" if facts.place is None else f", place {facts.place + 1} of its queue"
-    if not alive:
-        following = "no host is alive, so nothing claims it: start some with `penstock up`, or see `penstock doctor`"
-    elif not claiming:
-        following = "every host is draining, so nothing claims it: start one, or `penstock drain HOST --undo`"
-    else:
-        following = f"one of {len(claiming)} hosts claims it when it has a free slot"
-    return reason, f"partition {partition}{place}", _bound(record, facts), following
+    hosts = list(facts.hosts.values())
+    place = None if facts.unserved else facts.place
+    reason, owner, following = explain_queue.queued(record, place, facts.queue, hosts, facts.now_ms)
+    return reason, owner, _bound(record, facts), following
 
 
 def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
@@ -136,7 +127,7 @@ def _running(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     if facts.held is not None and not record.cancel and host is not None and host.alive:
         following = _NEXT[facts.held.what]
         bound = (
-            f"{facts.held.bound}, {_in(facts.held.bound_ms, facts.now_ms)}: then the step ends as timed_out; {bound}"
+            f"{facts.held.bound}, {after(facts.held.bound_ms, facts.now_ms)}: then the step ends as timed_out; {bound}"
         )
     return reason, owner, bound, following
 
@@ -155,7 +146,7 @@ _NEXT = {
 def _held(held: HeldNote, now_ms: int) -> str:
     """What a step waits for: limiter, breaker, budget or pause, by name, and until when."""
     call = f"step {held.step} ({held.tool})"
-    until = "" if held.until_ms is None else f", until {_moment(held.until_ms)} ({_in(held.until_ms, now_ms)})"
+    until = "" if held.until_ms is None else f", until {moment(held.until_ms)} ({after(held.until_ms, now_ms)})"
     for_s = f"for {max(0, now_ms - held.since_ms) / 1000:.1f} s"
     retry = f" (attempt {held.attempt}; the last one: {held.last_error})" if held.attempt > 1 else ""
     if held.what == "pause":
@@ -173,18 +164,13 @@ def _held(held: HeldNote, now_ms: int) -> str:
     return f"{call} has waited {for_s} for {kinds.get(held.kind, held.dependency)}{text}{until}{retry}"
 
 
-def _in(moment_ms: int, now_ms: int) -> str:
-    left_s = (moment_ms - now_ms) / 1000
-    return f"in {left_s:.1f} s" if left_s > 0 else f"{-left_s:.1f} s ago"
-
-
 def _waiting(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     if record.reason == "approval" and facts.approvals:
         return _approval(record, facts)
     if record.due_ms is None:
         owner = "its children" if record.reason == "child" else record.reason or "unknown"
         return record.reason, owner, _bound(record, facts), "it is queued again when what it waits for has happened"
-    due = f"due {_moment(record.due_ms)}, {_in(record.due_ms, facts.now_ms)}"
+    due = f"due {moment(record.due_ms)}, {after(record.due_ms, facts.now_ms)}"
     bound = due if record.deadline_ms is None else f"{due}; {_bound(record, facts)}"
     if record.reason == "promotion":
         return (
@@ -207,7 +193,7 @@ def _approval(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
     reason = f"approval {first.id}: {first.tool} ({first.risk}) at step {first.step}, {first.progress}{more}"
     if first.problem:
         reason = f"{reason}; {first.problem}"
-    expires = f"expires {_moment(first.expires_ms)}, {_in(first.expires_ms, facts.now_ms)}: then the call is denied"
+    expires = f"expires {moment(first.expires_ms)}, {after(first.expires_ms, facts.now_ms)}: then the call is denied"
     bound = expires if record.deadline_ms is None else f"{expires}; {_bound(record, facts)}"
     following = f"penstock approve {first.id}, or penstock deny {first.id} --reason TEXT; then it goes on at once"
     return reason, first.who_may, bound, following
@@ -223,7 +209,7 @@ def _unknown(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
         return reason, "operators", "none: it stays so until somebody resolves it", "penstock unknown"
     bound = "none: it stays so until somebody resolves it"
     if first.settle_by_ms is not None:
-        when = f"{_moment(first.settle_by_ms)}, {_in(first.settle_by_ms, facts.now_ms)}"
+        when = f"{moment(first.settle_by_ms)}, {after(first.settle_by_ms, facts.now_ms)}"
         bound = f"to be settled by {when}; nothing happens by itself then"
     commands = " or ".join(f"{doubt.command} --applied | --not-applied | --ask-again" for doubt in facts.doubts)
     then = f"it ends then ({record.cancel})" if record.cancel else "it goes on from there"
@@ -233,8 +219,8 @@ def _unknown(record: RunRecord, facts: WhyFacts) -> tuple[str, str, str, str]:
 def _bound(record: RunRecord, facts: WhyFacts) -> str:
     bounds: list[str] = []
     if record.deadline_ms is not None:
-        when = _in(record.deadline_ms, facts.now_ms)
-        bounds.append(f"deadline {_moment(record.deadline_ms)}, {when}: then it is cancelled")
+        when = after(record.deadline_ms, facts.now_ms)
+        bounds.append(f"deadline {moment(record.deadline_ms)}, {when}: then it is cancelled")
     if facts.max_wait_ms is not None and record.started_ms is None and record.state is RunState.QUEUED:
         left_s = (record.accepted_ms + facts.max_wait_ms - facts.now_ms) / 1000
         when = f"over in {left_s:.1f} s" if left_s > 0 else f"over since {-left_s:.1f} s"
@@ -249,7 +235,3 @@ def _last_step(facts: WhyFacts) -> str:
     age_s = max(0.0, (facts.now_ms - (step.ended_ms or step.started_ms)) / 1000)
     attempts = f", {step.attempts} attempts" if step.attempts > 1 else ""
     return f"{step.step} {step.kind} {step.name} ({step.status}{attempts}), {age_s:.1f} s ago; {facts.steps} entries"
-
-
-def _moment(epoch_ms: int) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

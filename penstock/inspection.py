@@ -10,13 +10,15 @@ import msgspec
 from actors.approval_keys import keyring
 from actors.job import decode_job
 from actors.journal import Entry, Kind, Status, decode_entry
-from cluster import approvals, reader
+from cluster import approvals, queue_reader, reader
+from cluster.keys import partition_of
 from cluster.lifecycle import TERMINAL, RunState
 from cluster.records import RunRecord
 from cluster.store import Store
 from penstock.approval_facts import ApprovalView
 from penstock.approval_views import approval_view
 from penstock.explain import HeldNote, WhyFacts, explain
+from penstock.queue_place import QueuePlace, queue_place
 from penstock.unknown import unknown_effects
 from penstock.views import (
     DeploymentStatus,
@@ -27,6 +29,7 @@ from penstock.views import (
     Why,
     batch_status,
     decoded,
+    retry_after_of,
     run_error,
     summary_of,
 )
@@ -130,6 +133,7 @@ async def view(store: Store, record: RunRecord) -> RunView:
         journal=[journal_step(decode_entry(raw)) for raw in entries],
         by=job.by,
         approvals=waits_for,
+        retry_after_s=retry_after_of(record),
     )
 
 
@@ -164,8 +168,17 @@ async def why(store: Store, record: RunRecord) -> Why:
         waits_for=_waits_for(last_step) if record.state is RunState.WAITING else "",
         approvals=tuple(waits_for),
         doubts=doubts,
+        queue=await _queue_place(store, record, now_ms) if record.state is RunState.QUEUED else None,
     )
     return explain(record, facts)
+
+
+async def _queue_place(store: Store, record: RunRecord, now_ms: int) -> QueuePlace | None:
+    """Where a queued run is, by the law that its partition's door goes by."""
+    standing, queue = await asyncio.gather(
+        queue_reader.standing(store, record.id), queue_reader.partition_queue(store, partition_of(record.id))
+    )
+    return queue_place(standing, queue, record.agent, now_ms)
 
 
 async def open_approvals(store: Store, record: RunRecord) -> list[ApprovalView]:

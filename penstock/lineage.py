@@ -8,9 +8,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from actors.core.forking import ForkPoint, NoForkPoint, fork_point
-from actors.job import JobRecord, decode_job, encode_job, rank_of
+from actors.job import JobRecord, decode_job, encode_job, level_of
 from actors.journal import first_link
-from admission.values import Value
 from cluster import lineage as branches
 from cluster import reader
 from cluster.keys import digest, fork_run_id, lineage_root
@@ -208,7 +207,7 @@ def _new_fork(asked: _Asked, point: ForkPoint) -> NewFork:
     # Who asks and why makes no other fork of it.
     wanted = digest(record.id, asked.at, version, b"" if same_input else b"1" + msgspec.msgpack.encode(made.input))
     return NewFork(
-        record.id, asked.run_id, record.agent, version, record.custom_id, Value(rank_of(job.value)).level, wanted,
+        record.id, asked.run_id, record.agent, version, record.custom_id, level_of(job.value), wanted,
         raw, lineage, job.tenant, not job.simulated, sealed.archive, sealed.journal,
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ from cluster.config import Settings, deployment_file
 from cluster.embedded import EmbeddedValkey
 from cluster.errors import StoreError
 from cluster.processes import ProcessRecord
+from penstock.admission_rules import put_given_rules
 from penstock.connected import down_connected, import_path, up_connected
 from penstock.deployment import (
     Deployment,
@@ -178,6 +179,7 @@ class LocalDeployment:
         from actors import supervisor  # imports Ray
 
         enforce_given(self._settings)
+        put_given_rules(self._settings)
         self._stack.callback(self._shut_down)
         supervisor.deploy(self._settings, self._app, hosts_per_node=self._hosts_per_node)
 

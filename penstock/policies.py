@@ -17,7 +17,7 @@ from cluster.config import Settings
 from cluster.policies import policy_history, policy_in_force, put_policy
 from cluster.store import Store
 from penstock.dependencies import operator
-from penstock.errors import ClientError, NoSuchRun
+from penstock.errors import ClientError, InvalidText, NoSuchRun
 from penstock.policy_views import (
     DEFAULT_TEXT,
     PolicyAnswer,
@@ -105,10 +105,10 @@ class PolicyCalls:
 
         Raises:
             DefinitionError: it cannot be used; nothing was changed. The text has all that is wrong, with lines.
-            ValueError: the reason is too long.
+            InvalidText: the reason is too long.
         """
         if len(why) > _LONGEST_REASON:
-            raise ValueError(f"the reason has {len(why):,} characters, at most {_LONGEST_REASON:,} are kept")
+            raise InvalidText(f"the reason has {len(why):,} characters, at most {_LONGEST_REASON:,} are kept")
         said = parsed(text, place)
         policy = said.checked()
         unchecked = await self._check_names(said) if checked else "names of tools, arguments and agents"

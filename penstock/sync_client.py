@@ -12,26 +12,20 @@ from actors.job import Job
 from actors.registry import App
 from cluster.config import Settings
 from cluster.lifecycle import RunState
+from penstock.admission_views import AdmissionAnswer, AdmissionView
 from penstock.approval_facts import ApprovalView
 from penstock.approval_views import ApprovalDetails
 from penstock.checking import JobLike
-from penstock.client import Client, ProgressCallback
+from penstock.client import Client
 from penstock.dependency_views import DependencyAnswer, DependencyView
 from penstock.lineage_views import ForkReport, LineageView, PromotionReport
 from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
+from penstock.queue_views import PauseView, QueueView
+from penstock.submit_views import SubmitReport
 from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
-from penstock.views import (
-    BatchStatus,
-    DeploymentStatus,
-    HostView,
-    Result,
-    RunSummary,
-    RunView,
-    SubmitReport,
-    Why,
-)
+from penstock.views import BatchStatus, DeploymentStatus, HostView, Result, RunSummary, RunView, Why
 
 T = TypeVar("T")
 
@@ -82,22 +76,17 @@ class SyncClient:
             finally:
                 self._end_loop()
 
-    def submit(self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None) -> SubmitReport:
+    def submit(
+        self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, batch: str | None = None, **options: Any
+    ) -> SubmitReport:
         """See :meth:`Client.submit`."""
-        return self._call(self._client.submit(jobs, batch=batch))
+        return self._call(self._client.submit(jobs, batch=batch, **options))
 
     def submit_file(
-        self,
-        path: str | os.PathLike[str] | IO[bytes],
-        *,
-        batch: str | None = None,
-        skip_invalid: bool = False,
-        on_progress: ProgressCallback | None = None,
+        self, path: str | os.PathLike[str] | IO[bytes], *, batch: str | None = None, **options: Any
     ) -> SubmitReport:
         """See :meth:`Client.submit_file`."""
-        return self._call(
-            self._client.submit_file(path, batch=batch, skip_invalid=skip_invalid, on_progress=on_progress)
-        )
+        return self._call(self._client.submit_file(path, batch=batch, **options))
 
     def run(
         self,
@@ -118,9 +107,9 @@ class SyncClient:
         """See :meth:`Client.deployment`."""
         return self._call(self._client.deployment(batches=batches))
 
-    def watch(self, batch: str) -> Generator[BatchStatus]:
+    def watch(self, batch: str, *, retry_shed: bool = False) -> Generator[BatchStatus]:
         """See :meth:`Client.watch`."""
-        return self._each(self._client.watch(batch))
+        return self._each(self._client.watch(batch, retry_shed=retry_shed))
 
     def results(self, batch: str) -> Generator[Result]:
         """See :meth:`Client.results`."""
@@ -257,6 +246,40 @@ class SyncClient:
     ) -> PolicyExplanation:
         """See :meth:`Client.explain_policy`."""
         return self._call(self._client.explain_policy(job, tool, arguments, policy=policy, place=place))
+
+    def admission(self, version: str | None = None) -> AdmissionView:
+        """See :meth:`Client.admission`."""
+        return self._call(self._client.admission(version))
+
+    def admission_history(self) -> list[AdmissionView]:
+        """See :meth:`Client.admission_history`."""
+        return self._call(self._client.admission_history())
+
+    def set_admission(
+        self, text: str, *, place: str = "admission", by: str | None = None, why: str = ""
+    ) -> AdmissionAnswer:
+        """See :meth:`Client.set_admission`."""
+        return self._call(self._client.set_admission(text, place=place, by=by, why=why))
+
+    def queue(self, tenant: str | None = None) -> QueueView:
+        """See :meth:`Client.queue`."""
+        return self._call(self._client.queue(tenant))
+
+    def watch_queue(self, tenant: str | None = None, *, period_s: float = 1.0) -> Generator[QueueView]:
+        """See :meth:`Client.watch_queue`."""
+        return self._each(self._client.watch_queue(tenant, period_s=period_s))
+
+    def pause(self, **what: str | None) -> PauseView:
+        """See :meth:`Client.pause`."""
+        return self._call(self._client.pause(**what))  # type: ignore[arg-type]
+
+    def resume(self, **what: str | None) -> bool:
+        """See :meth:`Client.resume`."""
+        return self._call(self._client.resume(**what))
+
+    def paused(self) -> list[PauseView]:
+        """See :meth:`Client.paused`."""
+        return self._call(self._client.paused())
 
     def approvals(self, *, all: bool = False, limit: int = 1000) -> list[ApprovalView]:
         """See :meth:`Client.approvals`."""

@@ -11,65 +11,6 @@ from penstock.approval_facts import ApprovalView
 _UNKNOWN = RunState.CONFIRMATION_UNKNOWN.value
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong with one job.
-
-    ``line`` counts from 1; for jobs that come from code it is their position. ``field`` is a path such as
-    ``input.order_id``, empty where the line as a whole is meant.
-    """
-
-    line: int
-    field: str
-    reason: str
-    fix: str
-    custom_id: str = ""
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return self.text("line")
-
-    def text(self, unit: str) -> str:
-        """One line for people; ``unit`` is what ``line`` counts."""
-        named = f" ({self.custom_id})" if self.custom_id else ""
-        where = f"{unit} {self.line}{named}" + (f", {self.field}" if self.field else "")
-        return f"{where}: {self.reason}; {self.fix}" if self.fix else f"{where}: {self.reason}"
-
-
-class Conflict(msgspec.Struct, frozen=True):
-    """A job that was refused because another job with other content holds its place in the batch."""
-
-    custom_id: str
-    run_id: str
-
-
-class SubmitReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a submission.
-
-    ``accepted`` jobs are new and durable, ``existing`` ones were there already with the same content, ``conflicts``
-    are there with other content and were left alone, ``invalid_lines`` were skipped because the caller said so. The
-    lists are bounded; the counts are not.
-    """
-
-    batch: str
-    accepted: int
-    existing: int
-    conflict_count: int = 0
-    conflicts: tuple[Conflict, ...] = ()
-    invalid_lines: int = 0
-    problem_count: int = 0
-    problems: tuple[Problem, ...] = ()
-
-
-class SubmitProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the submission of a file is. ``phase`` is ``check`` (nothing is submitted yet) or ``submit``."""
-
-    phase: str
-    done_bytes: int
-    total_bytes: int
-    jobs: int
-    problems: int
-
-
 class BatchStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where a batch stands. ``by_state`` has a key for every state that is not zero.
 
@@ -130,7 +71,12 @@ class RunError(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end."""
+    """The outcome of one run. ``waited_s`` is from acceptance to the first start, ``ran_s`` from there to the end.
+
+    A run that was ``shed`` was never started: ``reason`` says why, ``retry_after_s`` how long after its end to come
+    back (None where nobody knows, or where it cannot be accepted as it is), ``by_itself`` whether a program should come
+    back then, without being asked to. Submitting the same job again makes it this run again.
+    """
 
     custom_id: str
     run_id: str
@@ -144,6 +90,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     migrations: int = 0
     waited_s: float | None = None
     ran_s: float | None = None
+    retry_after_s: float | None = None
+    by_itself: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -177,7 +125,15 @@ def result_of(record: RunRecord) -> Result:
         migrations=record.migrations,
         waited_s=None if started is None else (started - record.accepted_ms) / 1000,
         ran_s=None if started is None or ended is None else (ended - started) / 1000,
+        retry_after_s=retry_after_of(record),
+        by_itself=record.by_itself,
     )
+
+
+def retry_after_of(record: RunRecord) -> float | None:
+    """When a run that was shed may come back, in seconds from its end; None where that is not so."""
+    after_ms = record.retry_after_ms
+    return None if record.state is not RunState.SHED or after_ms is None or after_ms < 0 else after_ms / 1000
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,7 +186,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``root`` is its lineage, where it is a fork or a child run. A fork has the first ``inherited`` entries of its
     archive and journal from ``forked_from``; a branch whose ``may_cause_effects`` is False waits to be promoted.
-    ``by`` is who submitted its job; ``approvals`` are those that it waits for.
+    ``by`` is who submitted its job; ``approvals`` are those that it waits for. ``retry_after_s`` is for a run that was
+    shed, see :class:`Result`.
     """
 
     run_id: str
@@ -269,6 +226,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     may_cause_effects: bool = True
     by: str = ""
     approvals: list[ApprovalView] = []
+    retry_after_s: float | None = None
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,10 @@
 """Batch files: every problem is found and named, memory is bounded, and a file is what it was when it was checked."""
 
+import dataclasses
 import io
 import json
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, field_validator
 
-from actors.job import Job, new_run
+from actors.job import Job, level_of, new_run, rank_of
 from penstock.batchfile import KEPT_PROBLEMS, BatchFile, Scan, line_limit
 from penstock.checking import Facts, accept_anything, adapter_check, check_job, checked, read_job, schema_check
 from penstock.errors import BatchFileError
-from penstock.views import Problem
+from penstock.submit_views import Problem
 
 NOW_MS = 1_750_000_000_000
 
@@ -59,6 +61,49 @@ def test_a_good_line_is_a_job() -> None:
     assert (job.input, job.value, job.deadline, job.tenant) == ({"x": [1, None]}, "high", 60, "acme")
 
 
+@pytest.mark.parametrize(
+    ("said", "value", "level"),
+    [
+        ("high", "high", 149),
+        ("high:50", "high", 149),
+        ("high:80", "high:80", 119),
+        ("best_effort:0", "best_effort:0", 499),
+    ],
+)
+def test_a_value_is_a_class_or_a_class_and_a_number(said: str, value: str, level: int) -> None:
+    job = read_job(1, line(value=said), BY_ADAPTER)
+    assert isinstance(job, Job)
+    assert (job.value, level_of(job.value), rank_of(job.value)) == (value, level, level // 100)
+
+
+def test_lengths_of_time_may_be_texts() -> None:
+    job = read_job(1, line(max_wait="24h", deadline="90s"), BY_ADAPTER)
+    assert isinstance(job, Job)
+    assert (job.max_wait, job.deadline) == (86_400, 90)
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "said", "fix"),
+    [
+        (
+            -7_200_000,
+            "was 59 min ago by the store's clock; this machine's clock is 2 h behind it",
+            "set this machine's",
+        ),
+        (-7_200_000 - 26 * 3_600_000, "this machine's clock is 1 d 4 h behind it", "set this machine's clock right"),
+        (7_200_000, "this machine's clock is 2 h ahead of it", "give a later moment, or seconds"),
+        (500, "was 59 min ago by the store's clock", "give a later moment"),
+    ],
+)
+def test_a_late_deadline_tells_of_a_client_whose_clock_is_wrong(ahead_ms: int, said: str, fix: str) -> None:
+    facts = dataclasses.replace(BY_ADAPTER, clock_ahead_ms=ahead_ms)
+    moment = datetime.fromtimestamp(NOW_MS / 1000 - 59 * 60, UTC).isoformat()
+    (found,) = problems(line(deadline=moment), facts)
+    assert said in found.reason
+    assert fix in found.fix
+    assert ("clock is" in found.reason) == (abs(ahead_ms) > 1000)
+
+
 @pytest.mark.parametrize("raw", [b"", b"\n", b"  \t\r\n"])
 def test_empty_lines_are_ignored(raw: bytes) -> None:
     assert read_job(1, raw, BY_ADAPTER) is None
@@ -78,12 +123,27 @@ def test_empty_lines_are_ignored(raw: bytes) -> None:
         (line(dead_line=3), "dead_line", "unknown field", "did you mean deadline?"),
         (line(agent="shopp"), "agent", "no agent 'shopp' is served here", "did you mean 'shop'?"),
         (line(agent="zzzzz"), "agent", "no agent 'zzzzz' is served here", "use one of any, shop"),
-        (line(value="huge"), "value", "Input should be 'critical', 'high'", "best_effort"),
+        (line(value="huge"), "value", "'huge' is no value: give a class (critical, high", ""),
+        (line(value="high:100"), "value", "must be whole, from 0 to 99, as in high:80", ""),
+        (line(value="high:-1"), "value", "must be whole, from 0 to 99", ""),
+        (line(value=80), "value", "80 is no value", ""),
         (line(deadline="2020-01-31T12:00:00Z"), "deadline", "by the store's clock", "a later moment"),
         (line(deadline="2099-01-31T12:00:00"), "deadline", "neither a moment nor a number", "offset"),
         (line(deadline="soon"), "deadline", "neither a moment nor a number", "seconds from submission"),
-        (line(deadline=-1), "deadline", "by the store's clock", "a later moment"),
-        (line(max_wait=0), "max_wait", "greater than 0", ""),
+        (line(deadline=-1), "deadline", "must be above zero (it is -1)", "at most 366 days"),
+        (line(deadline=1e-6), "deadline", "less than a millisecond", "90s"),
+        (line(deadline=1e9), "deadline", "1000000000 s are more than 366 days", "at most 366 days"),
+        (line(deadline=1893499200), "deadline", "more than 366 days", "as in 2030-01-01T12:00:00Z"),
+        (line(deadline=1893499200000), "deadline", "more than 366 days", "as in 2030-01-01T12:00:00Z"),
+        (line(deadline=10**400), "deadline", "inf s are more than 366 days", "at most 366 days"),
+        (line(deadline="9999-01-31T12:00:00Z"), "deadline", "days by the store's clock", "within 366 days"),
+        (line(deadline=True), "deadline", "neither a moment nor a number", "seconds"),
+        (line(deadline=[60]), "deadline", "neither a moment nor a number", "seconds"),
+        (line(max_wait=0), "max_wait", "must be above zero (it is 0)", "24h"),
+        (line(max_wait=-3600), "max_wait", "must be above zero (it is -3600)", "24h"),
+        (line(max_wait=True), "max_wait", "no length of time", "24h"),
+        (line(max_wait="long"), "max_wait", "no length of time", "24h"),
+        (line(max_wait=4e7), "max_wait", "40000000 s are more than 366 days", "at most 366 days"),
         (line(custom_id=""), "custom_id", "at least 1 character", ""),
         (line(custom_id="a\nb"), "custom_id", "only printable characters", ""),
         (line(input="x" * 5000), "input", "the limit is 4096 (PENSTOCK_PAYLOAD_LIMIT_BYTES)", "reference"),

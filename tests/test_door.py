@@ -1,4 +1,7 @@
-"""Admission at a real server: the scripts do what the queue in Python does: refuse, evict, hold and share."""
+"""Admission at a real server: the scripts do what the queue in Python does: refuse, evict, hold and share.
+
+The comparison is too weak yet: of ten defects planted in the scripts, one at a time, it found one.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 -- ARGV: retention; batch ('' for a child run); parent id and parent fence ('' without a parent); then per run: id,
 --   custom_id, agent, level, digest of the job, job, deadline ('' | epoch ms | '+ms' from now), max_wait ('' | ms), the
 --   agent's version that it is pinned to ('' | version), tenant, '1' where it comes again after a refusal.
--- Returns one answer a run: {1, place in the deployment, predicted wait in ms} made (or made again, after it was shed), 0 the same
---   job was there already, -1 another job holds the id, {-2, reason, ms after which to come back or -1 for never,
+-- Returns one answer a run: {1, place in the deployment, predicted wait in ms or -1 where nothing can be predicted} made
+--   (or made again, after it was shed), 0 the same job was there already, -1 another job holds the id, {-2, reason, ms after which to come back or -1 for never,
 --   1 to do so without being asked} refused; or 'STALE' when the parent's fence is not the one given (nothing is made
 --   then).
 -- Invariant: a run id has at most one record for ever, and a made run is counted once and is in the queue once. What is
@@ -112,7 +112,7 @@ for i = 5, #ARGV, 11 do
         ids[#ids + 1] = id
       end
       let_in(id, run, asked, i, was_shed)
-      answers[#answers + 1] = {1, place, math.ceil(wait)}
+      answers[#answers + 1] = {1, place, (policy.drain or 0) == 0 and wait == 0 and -1 or math.ceil(wait)}
     end
   end
 end

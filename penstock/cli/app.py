@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli import admission as admission_commands
 from penstock.cli import approvals as approval_commands
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
+from penstock.cli import queue as queue_commands
 from penstock.cli import shown
 from penstock.cli import trail as trail_command
 from penstock.cli import unknown as unknown_commands
@@ -20,7 +22,7 @@ from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
     from penstock.client import Client
-    from penstock.views import SubmitReport
+    from penstock.submit_views import SubmitReport
 
 cli = typer.Typer(
     name="penstock",
@@ -32,6 +34,7 @@ cli = typer.Typer(
 )
 cli.add_typer(dependency_commands.group, name="deps")
 cli.add_typer(policy_commands.group, name="policy")
+cli.add_typer(admission_commands.group, name="admission")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
 cli.command(name="eval")(evaluation)
@@ -48,6 +51,9 @@ HomeOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Watch no longer than this (exit code 4).")
+]
+RetryShedOption = Annotated[
+    bool, typer.Option("--retry-shed", help="Come back by the calendar with what is refused or shed, until all is in.")
 ]
 
 
@@ -88,6 +94,12 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="YAML file with the policy: who may do what.", envvar="PENSTOCK_POLICY"),
     ] = None,
+    admission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file with rules for admission: classes, tenants.", envvar="PENSTOCK_ADMISSION"
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +107,7 @@ def up(
     if app is None:
         raise Failure("name the module with your agents: penstock up --app my_package.app", Exit.BAD_INPUT)
     common(home)
+    from actors.admission_file import with_admission_file
     from actors.dependency_file import with_operators_file
     from actors.policy_file import with_policy_file
     from penstock import local
@@ -104,6 +117,8 @@ def up(
         known = with_operators_file(known.model_copy(update={"dependencies": dependencies, "dependencies_yaml": ""}))
     if policy is not None:
         known = with_policy_file(known.model_copy(update={"policy": policy, "policy_yaml": ""}))
+    if admission is not None:
+        known = with_admission_file(known.model_copy(update={"admission": admission, "admission_yaml": ""}))
     # A remote cluster gets a folder only when it is named: everything in it is sent along.
     folder = Path.cwd() if app_dir is None and address is None else app_dir
     say(f"starting a deployment of {app} …")
@@ -157,41 +172,48 @@ def submit(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad lines out, submit the others.")
     ] = False,
+    retry_shed: RetryShedOption = False,
+    refused: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all refused jobs to this file as JSON lines.", show_default=False),
+    ] = None,
     timeout: TimeoutOption = None,
     app: AppOption = None,
     app_dir: AppDirOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a batch file. The same file twice makes no job twice."""
+    """Submit a batch file; the same file twice makes no job twice. Tells what is refused, and when to come back."""
     from penstock.batchfile import spooled
-    from penstock.cli.submitting import app_at_hand, submitted, tell_report
-    from penstock.cli.watching import submission_teller, watch_batch
+    from penstock.cli.submitting import app_at_hand, end_of_submission, refused_lines, submitted, tell_report
+    from penstock.cli.watching import SubmissionTeller, watch_batch
 
-    found = settings()
-    with spooled(file, sys.stdin.buffer) as source:
+    found, teller = settings(), SubmissionTeller()
+    with spooled(file, sys.stdin.buffer) as source, refused_lines(refused) as on_refused:
 
         async def work() -> "SubmitReport":
             async with connected(found, app_at_hand(found, app, app_dir)) as client:
-                with submission_teller() as on_progress:
+                with teller:
                     return await client.submit_file(
-                        source, batch=batch, skip_invalid=skip_invalid, on_progress=on_progress
-                    )
+                        source, batch=batch, skip_invalid=skip_invalid, retry_refused=retry_shed,
+                        on_refused=on_refused, on_progress=teller,
+                    )  # fmt: skip
 
-        report = submitted(work, as_json=as_json)
-    tell_report(report, as_json=as_json)
-    if watch:
-        watch_batch(found, report.batch, timeout, as_json=as_json)
-    if report.conflict_count:
-        raise typer.Exit(Exit.BAD_INPUT)
+        report = submitted(work, teller, as_json=as_json)
+    tell_report(report, as_json=as_json, all_in=refused)
+    if watch and report.accepted + report.existing:
+        watch_batch(found, report.batch, timeout, as_json=as_json, retry_shed=retry_shed)
+    end_of_submission(report)
 
 
 @cli.command()
 @guarded
-def watch(batch: BatchArgument, timeout: TimeoutOption = None, as_json: AsJson = False) -> None:
+def watch(
+    batch: BatchArgument, timeout: TimeoutOption = None, retry_shed: RetryShedOption = False, as_json: AsJson = False
+) -> None:
     """Watch a batch until it has ended. Ctrl-C ends the watching only."""
     from penstock.cli.watching import watch_batch
 
-    watch_batch(settings(), batch, timeout, as_json=as_json)
+    watch_batch(settings(), batch, timeout, as_json=as_json, retry_shed=retry_shed)
 
 
 @cli.command()
@@ -311,6 +333,7 @@ def cancel(
 
 lineage_commands.add_to(cli)
 unknown_commands.add_to(cli)
+queue_commands.add_to(cli)
 
 
 @cli.command()

@@ -26,6 +26,7 @@ class Exit(IntEnum):
     TIMED_OUT = 4
     UNKNOWN = 5
     NO_STORE = 6
+    REFUSED = 7
     INTERRUPTED = 130
     NO_READER = 141
 
@@ -33,7 +34,7 @@ class Exit(IntEnum):
 EXIT_CODES = """\
 Exit codes: 0 done; 1 the command failed; 2 wrong usage or bad input; 3 some runs did not succeed; 4 time-out; \
 5 the outcome of some runs is unknown (confirmation_unknown); 6 no deployment, or its store cannot be reached; \
-130 interrupted (Ctrl-C)."""
+7 some jobs were refused: come back later; 130 interrupted (Ctrl-C)."""
 
 
 class Failure(Exception):
@@ -102,7 +103,9 @@ def code_of(error: BaseException) -> Exit | None:
         InvalidBatch,
         InvalidBatchKey,
         InvalidResolution,
+        InvalidText,
         NotTheOpenEffect,
+        Refused,
         SubmissionInterrupted,
         UnusableSpec,
         WaitTimedOut,
@@ -115,8 +118,10 @@ def code_of(error: BaseException) -> Exit | None:
             return code_of(error.__cause__) if error.__cause__ is not None else Exit.FAILED
         case InvalidBatch() | InvalidBatchKey() | BatchFileError() | CannotFork() | UnusableSpec():
             return Exit.BAD_INPUT
-        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect():
+        case DefinitionError() | ValidationError() | InvalidResolution() | NotTheOpenEffect() | InvalidText():
             return Exit.BAD_INPUT
+        case Refused():
+            return Exit.REFUSED
         case WaitTimedOut():
             return Exit.TIMED_OUT
         case StoreFull():

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from penstock.approval_facts import ApprovalView
     from penstock.doctor import Check
-    from penstock.views import BatchStatus, DeploymentStatus, HostView, JournalStep, Problem, RunSummary, RunView
+    from penstock.submit_views import Problem, SubmitReport
+    from penstock.views import BatchStatus, DeploymentStatus, HostView, JournalStep, RunSummary, RunView
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _JSON_SHOWN = 2000
@@ -89,6 +90,13 @@ def length(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
+
+
+def wait(seconds: float | None) -> str:
+    """A wait that is predicted: exact where it is short, ``unknown`` where nobody can tell."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds:.1f} s" if seconds < 10 else length(seconds)
 
 
 def moment(epoch_ms: int | None) -> str:
@@ -180,6 +188,7 @@ def run(view: "RunView") -> None:
         ("started", moment(view.started_ms)),
         ("ended", moment(view.ended_ms)),
         ("deadline", moment(view.deadline_ms)),
+        ("come back", "" if view.retry_after_s is None else f"{length(view.retry_after_s)} after its end"),
         ("cancel asked", view.cancel_requested),
         ("input", short(view.input)),
         ("output", short(view.output) if view.state == "succeeded" else ""),
@@ -222,6 +231,21 @@ def problems(found: Iterable["Problem"], total: int, kept: int) -> None:
     out.print(made)
     if total > kept:
         out.print(f"… and {total - kept:,} more")
+
+
+def refusals(report: "SubmitReport") -> None:
+    """Why jobs were refused, and when to come back, on the standard error."""
+    from penstock.refusals import in_words
+
+    made = table("reason", "jobs", "come back", "by itself", "never", "meaning", right=("jobs", "by itself", "never"))
+    for each in report.reasons:
+        when = "" if each.first_s is None else f"in {wait(each.first_s)}"
+        if each.last_s is not None and each.first_s is not None and each.last_s >= each.first_s + 1:
+            when = f"{when} to {wait(each.last_s)}"
+        row(
+            made, each.reason, f"{each.count:,}", when, f"{each.by_itself:,}", f"{each.never:,}", in_words(each.reason)
+        )  # fmt: skip
+    console(stderr=True).print(made)
 
 
 def checks(found: list["Check"]) -> None:

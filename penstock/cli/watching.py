@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import typer
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from cluster.config import Settings
-    from penstock.client import Client, ProgressCallback
-    from penstock.views import BatchStatus, SubmitProgress
+    from penstock.client import Client
+    from penstock.submit_views import SubmitProgress
+    from penstock.views import BatchStatus
 
 _LINE_EVERY_S = 5.0
 
@@ -68,38 +69,74 @@ def _bar(console: Any) -> "Progress":
     )
 
 
-@contextlib.contextmanager
-def submission_teller() -> Iterator["ProgressCallback | None"]:
-    """Shows how far the submission of a file is, where there is a terminal to show it on."""
-    console = shown.console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+class SubmissionTeller:
+    """Shows how far the submission of a file is: a bar where there is a terminal; elsewhere a line now and then while
+    refused jobs wait to come back. A context manager; ``last`` is what it was told last.
+    """
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
-    detail = TextColumn("{task.fields[jobs]}", markup=False)
-    with Progress(*columns, detail, console=console, transient=True) as progress:
-        task = progress.add_task("check", total=None, jobs="")
+    def __init__(self) -> None:
+        self.last: SubmitProgress | None = None
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._told_s = 0.0
 
-        def draw(step: "SubmitProgress") -> None:
-            progress.update(
-                task, description=step.phase, total=step.total_bytes, completed=step.done_bytes,
-                jobs=f"{step.jobs:,} jobs" + (f", {step.problems:,} problems" if step.problems else ""),
-            )  # fmt: skip
+    def __enter__(self) -> Self:
+        console = shown.console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
 
-        yield draw
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
+            detail = TextColumn("{task.fields[detail]}", markup=False)
+            self._progress = Progress(*columns, detail, console=console, transient=True)
+            self._task = self._progress.add_task("check", total=None, detail="")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, step: "SubmitProgress") -> None:
+        """Shows it now."""
+        self.last = step
+        retrying = step.phase == "retry"
+        detail = waiting_line(step) if retrying else _submission_line(step)
+        if self._progress is not None:
+            total, done = (step.jobs, step.jobs - step.waiting) if retrying else (step.total_bytes, step.done_bytes)
+            self._progress.update(self._task, description=step.phase, total=total, completed=done, detail=detail)
+        elif retrying and step.waiting and time.monotonic() - self._told_s >= _LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            say(detail)
 
 
-async def until_settled(client: "Client", batch: str, *, timeout_s: float | None, as_json: bool) -> "BatchStatus":
-    """Watches a batch until nothing in it goes on by itself; returns its last status.
+def waiting_line(step: "SubmitProgress") -> str:
+    """What has become of jobs, of which some are to come back."""
+    refused = f", {step.refused:,} refused for good" if step.refused else ""
+    wait = f", {step.waiting:,} to come back, the next one in {shown.wait(step.next_s)}" if step.waiting else ""
+    return f"{step.accepted:,} accepted{refused}{wait}"
+
+
+def _submission_line(step: "SubmitProgress") -> str:
+    parts = [f"{step.jobs:,} jobs"]
+    parts += [f"{step.problems:,} problems"] if step.problems else []
+    parts += [f"{step.refused:,} refused"] if step.refused else []
+    parts += [f"{step.waiting:,} to come back"] if step.waiting else []
+    return ", ".join(parts)
+
+
+async def until_settled(
+    client: "Client", batch: str, *, timeout_s: float | None, as_json: bool, retry_shed: bool = False
+) -> "BatchStatus":
+    """Watches a batch until nothing in it goes on by itself; returns its last status. With ``retry_shed``, what is shed
+    comes back by the calendar.
 
     Raises:
         Failure: ``timeout_s`` is over.
     """
     last: BatchStatus | None = None
     try:
-        async with asyncio.timeout(timeout_s), contextlib.aclosing(client.watch(batch)) as statuses:
+        watched = client.watch(batch, retry_shed=retry_shed, on_wait=_ShedTeller())
+        async with asyncio.timeout(timeout_s), contextlib.aclosing(watched) as statuses:
             with teller() as tell:
                 async for last in statuses:
                     tell(last)
@@ -114,6 +151,18 @@ async def until_settled(client: "Client", batch: str, *, timeout_s: float | None
         ) from None
     assert last is not None
     return last
+
+
+class _ShedTeller:
+    """Says now and then how many shed runs wait to come back."""
+
+    def __init__(self) -> None:
+        self._told_s = 0.0
+
+    def __call__(self, waiting: int, next_s: float) -> None:
+        if time.monotonic() - self._told_s >= _LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            say(f"{waiting:,} shed runs wait to come back, the next one in {shown.wait(next_s)}")
 
 
 def interrupted(batch: str) -> typer.Exit:
@@ -142,12 +191,14 @@ def end_of(status: "BatchStatus") -> None:
         raise typer.Exit(code)
 
 
-def watch_batch(settings: "Settings", batch: str, timeout_s: float | None, *, as_json: bool) -> None:
+def watch_batch(
+    settings: "Settings", batch: str, timeout_s: float | None, *, as_json: bool, retry_shed: bool = False
+) -> None:
     """Watches a batch, shows where it stands at last, and ends the command as the batch ended."""
 
     async def work() -> Any:
         async with connected(settings) as client:
-            return await until_settled(client, batch, timeout_s=timeout_s, as_json=as_json)
+            return await until_settled(client, batch, timeout_s=timeout_s, as_json=as_json, retry_shed=retry_shed)
 
     try:
         last = in_loop(work())

@@ -18,7 +18,7 @@ from cluster.records import RunRecord
 from cluster.store import Store
 from penstock.catalog import Catalog
 from penstock.client import Client
-from penstock.errors import WaitTimedOut
+from penstock.errors import Refused, WaitTimedOut
 from penstock.evals.analysis import Difference, JudgedRun, VersionReport, analysed, compared
 from penstock.evals.invariants import Invariant, found_invariant
 from penstock.evals.journal import RunJournal, run_journal
@@ -92,6 +92,7 @@ async def evaluate(
         EvalError: no host serves a version, or a tool that has an effect has no ``simulate``; nothing was run.
         DefinitionError: an invariant cannot be found.
         InvalidBatch: some jobs are not valid.
+        Refused: a run was refused for good: without all of them there is nothing to compare.
         WaitTimedOut: not all runs have ended within ``spec.timeout_s``; they are cancelled.
     """
     invariants = [found_invariant(path) for path in spec.invariants]
@@ -122,7 +123,9 @@ async def _submit(client: Client, spec: EvalSpec, arms: Sequence[_Arm], now_ms: 
     """Repeat by repeat, and version beside version, so that none of them has better times than the others."""
     store, by = client.store, client.settings.user
     async with contextlib.AsyncExitStack() as stack:
-        submissions = [await stack.enter_async_context(Submission(store, arm.batch)) for arm in arms]
+        submissions = [
+            await stack.enter_async_context(Submission(store, arm.batch, now_ms, retry=True)) for arm in arms
+        ]
         for arm in arms:
             await store.note_batch(arm.batch, now_ms)
         for repeat in range(spec.repeat):
@@ -138,6 +141,8 @@ async def _submit(client: Client, spec: EvalSpec, arms: Sequence[_Arm], now_ms: 
                         await submission.turn()
         for submission in submissions:
             await submission.finish()
+            if refusals := submission.report().refusals:
+                raise Refused(refusals[0])
 
 
 def _plan(spec: EvalSpec, job: EvalJob, repeat: int) -> Simulation:

@@ -14,7 +14,7 @@ from actors.job import Job, Name
 from actors.simulation import Fault, FaultKind
 from penstock.errors import UnusableSpec
 from penstock.evals.expectation import Expectation
-from penstock.views import Problem
+from penstock.submit_views import Problem
 
 MOST_RUNS: Final = 100_000
 _SHOWN: Final = 20
