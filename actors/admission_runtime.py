@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from actors import admission_facts
-from actors.admission_file import admission_of, parsed
+from actors.admission_file import parsed
 from admission.admission_definition import AdmissionDefinition
 from admission.admission_policy import DEFAULT_PERIOD_MS, AdmissionPolicy, as_plain
 from admission.queue_controller import Decision, DependencyState, HostState, Observations, QueueController
 from admission.queue_statistics import PartitionStatistics, from_plain
 from admission.queue_view import view
 from cluster import admission
-from cluster.admission_rules import put_rules, rules_in_force, rules_number
+from cluster.admission_rules import rules_in_force, rules_number
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.store import Store
@@ -55,17 +55,9 @@ class AdmissionRuntime:
         self._tasks = KeptTasks(_LOG, lambda: "admission controller")
 
     async def start(self) -> None:
-        """Begins a new epoch, goes on from what the last controller knew, and publishes once a period.
-
-        Raises:
-            DefinitionError: the rules that the deployment was given cannot be used.
-        """
+        """Begins a new epoch, goes on from what the last controller knew, and publishes once a period."""
         self.store = await Store.open(self.settings, patient=True)
         self._outages = admission_facts.Outages(self.store)
-        given = admission_of(self.settings)
-        if given is not None:
-            version = given.checked().version
-            await put_rules(self.store, version, given.text, by="deployment", only_first=True)
         record = await self.store.epoch(self.store.keys.admission)
         assert record is not None  # whoever begins is the last to have begun
         self._epoch = record.epoch

@@ -30,10 +30,10 @@ async def thinker(run: Run, text: str) -> str:
 @pytest.mark.parametrize(
     ("info", "fact"),
     [
-        ({"slots": 3, "cap": 9, "busy": 2, "lease_left_ms": 1, "draining": False}, HostFact("h", 3, 2, True)),
-        ({"slots": 3, "busy": 2, "lease_left_ms": 0, "draining": False}, HostFact("h", 3, 2, False)),
-        ({"slots": 3, "busy": 2, "lease_left_ms": 1, "draining": True}, HostFact("h", 3, 2, False)),
-        ({"slots": 2000, "lease_left_ms": 1, "draining": False}, HostFact("h", 2000, 0, True)),
+        ({"slots": 3, "cap": 9, "busy": 2, "lease_left_ms": 1, "draining": False}, HostFact("h", 3, 2, True, True)),
+        ({"slots": 3, "busy": 2, "lease_left_ms": 0, "draining": False}, HostFact("h", 3, 2, False, False)),
+        ({"slots": 3, "busy": 2, "lease_left_ms": 1, "draining": True}, HostFact("h", 3, 2, True, False)),
+        ({"slots": 2000, "lease_left_ms": 1, "draining": False}, HostFact("h", 2000, 0, True, True)),
     ],
 )
 def test_a_host_as_it_says(info: dict[str, Any], fact: HostFact) -> None:
@@ -76,7 +76,7 @@ async def test_of_a_real_deployment(redis_url: str) -> None:
 
         async def busy() -> bool:
             return [host for host in await hosts(store) if host.claims] == [
-                HostFact(deployment.hosts[0].host, 4, 1, True)
+                HostFact(deployment.hosts[0].host, 4, 1, True, True)
             ]
 
         await until(busy, "one busy slot of one living host")
