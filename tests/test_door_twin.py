@@ -25,7 +25,7 @@ from admission.queue_law import Arrival
 from admission.queue_statistics import PartitionStatistics, from_plain
 from cluster import admission
 from cluster.lifecycle import RunState
-from cluster.records import Claim, Finish, Made
+from cluster.records import Claim, Finish, Made, NewRun
 from cluster.store import Store
 from examples import examples
 
@@ -74,7 +74,8 @@ def submissions(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any
         "size": st.just(3),
         "again": st.just(""),
     } | fields
-    return st.tuples(st.just("submit"), st.fixed_dictionaries(given_fields))
+    # Some come in one call.
+    return st.tuples(st.just("submit"), st.lists(st.fixed_dictionaries(given_fields), min_size=1, max_size=3))
 
 
 CLAIM = st.tuples(st.just("claim"), st.integers(1, 4))
@@ -85,6 +86,8 @@ CANCEL = st.tuples(st.just("cancel"), st.integers(0, 5))
 EVICT = st.tuples(st.just("evict"), st.integers(1, 3))
 HOLD = st.tuples(st.just("hold"), st.sampled_from(["queue", "tenant:acme", "agent:slow", "class:normal", "class:low"]))
 RESUME = st.tuples(st.just("resume"))
+
+LATE = submissions(left=st.sampled_from(["20000", "64000"]))
 
 
 class Theme(NamedTuple):
@@ -114,8 +117,19 @@ THEMES = {
             floor_ms=st.sampled_from([0.0, 0.0, 30_000.0]),
             floor_reason=st.sampled_from(["", "hosts"]),
             dry_run=st.sampled_from([False, False, False, True]),
+            agents=st.fixed_dictionaries(
+                {name: st.builds(AgentPolicy, p90_ms=st.sampled_from([0.0, 15_000.0])) for name in ("echo", "slow")}
+            ),
         ),
-        (submissions(), submissions(), submissions(), CLAIM, EVICT, EVICT, CANCEL),
+        (
+            submissions(),
+            submissions(),
+            submissions(left=st.sampled_from(["20000", "64000"])),
+            CLAIM,
+            EVICT,
+            EVICT,
+            CANCEL,
+        ),
     ),
     "bounds": Theme(
         policies(
@@ -234,40 +248,41 @@ class Both:
         assert _some(said) == _some(here)
         await asyncio.sleep(SETTLED_S)
 
-    async def submit(self, asked: dict[str, Any]) -> None:
-        self.number += 1
+    async def submit(self, asked: list[dict[str, Any]]) -> None:
         now_ms = await self.store.server_ms()
+        runs = [self._run(now_ms, each) for each in asked]
+        decisions = [self.twin.submit(now_ms, _arrival(run)) for run in runs]
+        answers = await self.store.submit("b", 0, runs)
+        for run, decision, answer in zip(runs, decisions, answers, strict=True):
+            if isinstance(decision, Accepted):
+                assert answer.made is Made.MADE, (run, decision, answer)
+                assert answer.place == decision.place
+                self._same_wait(run, decision.wait_ms, answer.wait_ms)
+                for each in decision.evicted:
+                    self._gone(each)
+                self.queued[run.id] = decision.run
+                continue
+            assert (answer.made, answer.reason) == (Made.REFUSED, decision.reason), (run, decision, answer)
+            assert answer.by_itself == decision.come_back.by_itself
+            assert abs(answer.retry_after_ms - decision.come_back.after_ms) <= PATIENT_MS, (run, decision, answer)
+
+    def _run(self, now_ms: int, asked: dict[str, Any]) -> NewRun:
+        self.number += 1
         deadline = str(now_ms + int(asked["left"])) if asked["left"] else ""
         run = new(
             self.store, str(self.number), rank=asked["rank"], tenant=asked["tenant"], agent=asked["agent"],
             max_wait=asked["max_wait"], deadline=deadline, job=b"j" * asked["size"],
         )  # fmt: skip
-        run = run._replace(level=asked["rank"] * 100 + 99 - asked["number"], again=asked["again"])
-        bounds = int(asked["max_wait"]) if asked["max_wait"] else -1, int(deadline) if deadline else -1
-        arrival = Arrival(
-            run.id, run.level, run.tenant, run.agent, *bounds, size_bytes=len(run.job), again=bool(run.again)
-        )
-        decision, (answer,) = self.twin.submit(now_ms, arrival), await self.store.submit("b", 0, [run])
-        if isinstance(decision, Accepted):
-            assert answer.made is Made.MADE, (arrival, decision, answer)
-            assert answer.place == decision.place
-            self._same_wait(arrival, decision.wait_ms, answer.wait_ms)
-            for each in decision.evicted:
-                self._gone(each)
-            self.queued[run.id] = decision.run
-            return
-        assert (answer.made, answer.reason) == (Made.REFUSED, decision.reason), (arrival, decision, answer)
-        assert answer.by_itself == decision.come_back.by_itself
-        assert abs(answer.retry_after_ms - decision.come_back.after_ms) <= PATIENT_MS, (arrival, decision, answer)
+        return run._replace(level=asked["rank"] * 100 + 99 - asked["number"], again=asked["again"])
 
-    def _same_wait(self, arrival: Arrival, said_ms: float, answered_ms: int) -> None:
+    def _same_wait(self, run: NewRun, said_ms: float, answered_ms: int) -> None:
         policy = self.twin.policy
-        if policy.agent(arrival.agent).until_ms:
+        if policy.agent(run.agent).until_ms:
             assert abs(answered_ms - said_ms) <= PATIENT_MS
         elif not policy.drain and said_ms == 0:
             assert answered_ms == -1
         else:
-            assert answered_ms == math.ceil(said_ms), (arrival, said_ms, answered_ms)
+            assert answered_ms == math.ceil(said_ms), (run, said_ms, answered_ms)
 
     def _gone(self, evicted: Evicted) -> None:
         del self.queued[evicted.run.id]
@@ -344,6 +359,11 @@ class Both:
         assert shed == self.shed.keys()
 
 
+def _arrival(run: NewRun) -> Arrival:
+    bounds = [int(text) if text else -1 for text in (run.max_wait, run.deadline)]
+    return Arrival(run.id, run.level, run.tenant, run.agent, *bounds, size_bytes=len(run.job), again=bool(run.again))
+
+
 async def told(store: Store, policy: AdmissionPolicy) -> PartitionStatistics:
     """The only partition goes by this policy from now on, as the controller tells it."""
     shares = {rank: each.share for rank, each in enumerate(policy.classes)}
@@ -362,13 +382,13 @@ def _some(said: PartitionStatistics) -> PartitionStatistics:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 async def test_the_scripts_do_what_the_twin_does(redis_url: str, theme: str, data: st.DataObject) -> None:
     drawn, steps = THEMES[theme]
     policy = data.draw(drawn)
     exchanges = st.tuples(st.just("exchange"), drawn.map(lambda each: replace(each, partitions=policy.partitions)))
-    history = data.draw(st.lists(st.one_of(*steps, *steps, exchanges), min_size=5, max_size=40))
+    history = data.draw(st.lists(st.one_of(*steps, *steps, exchanges), min_size=15, max_size=50))
     async with opened(settings_for(redis_url)) as store:
         both = Both(store, policy.partitions)
         await both.exchange(policy)
