@@ -77,11 +77,11 @@ class Strike:
 
 
 MIX: Final = (
-    ClassLoad(0.05, 12_000, 5000, 100),
-    ClassLoad(0.10, 15_000, 5000, 30),
-    ClassLoad(0.25, 20_000, 5000, 10),
-    ClassLoad(0.30, 30_000, 5000, 3),
-    ClassLoad(0.30, 30_000, 5000, 1),
+    ClassLoad(0.05, 12_000, 2000, 100),
+    ClassLoad(0.10, 15_000, 2000, 30),
+    ClassLoad(0.25, 20_000, 2000, 10),
+    ClassLoad(0.30, 30_000, 2000, 3),
+    ClassLoad(0.30, 30_000, 2000, 1),
 )
 """Critical work is a twentieth: at ten times the capacity that is half of it. Everything is interactive."""
 DEPENDENCY: Final = "crm"

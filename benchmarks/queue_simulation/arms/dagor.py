@@ -30,6 +30,7 @@ class Dagor(FifoCancelling):
     ALPHA = 0.05
     BETA = 0.01
     BOUND_MS = 250.0
+    TIMEOUT_MS = 2000.0
     WINDOW_MS = 1000.0
     WINDOW_RUNS = 2000
 
@@ -53,10 +54,15 @@ class Dagor(FifoCancelling):
         return super().submit(now_ms, attempt)
 
     def take(self, now_ms: float) -> Attempt | None:
-        """The oldest."""
-        attempt = super().take(now_ms)
-        if attempt is not None and attempt.first_ms < 0:
-            self._waits.append(now_ms - attempt.came_ms)
+        """The oldest that has not waited for too long."""
+        while (attempt := super().take(now_ms)) is not None:
+            wait_ms = now_ms - attempt.came_ms
+            if attempt.first_ms >= 0:
+                break
+            self._waits.append(wait_ms)
+            if wait_ms <= self.TIMEOUT_MS:
+                break
+            self._world.refused(attempt, Refusal("timeout", RETRY_AFTER_MS))
         return attempt
 
     def tick(self, now_ms: float) -> None:
