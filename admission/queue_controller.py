@@ -22,6 +22,8 @@ from admission.values import CLASSES, rank_of_level
 
 LEAST_PART: Final = 0.001
 """At least this part of the drain is taken to be left for a class."""
+LOAD_LASTS_MS: Final = 60_000.0
+"""Better classes are taken to come as they do now for so long, and no longer."""
 CLOSING_AT: Final = (0.97, 0.94, 0.90, 0.85, 0.80)
 """How full the store's memory may be before a class is closed, by rank."""
 REOPENS_BELOW: Final = 0.01
@@ -213,9 +215,11 @@ class QueueController:
             own_ms = sum(said.classes[rank].queued_ms for said in self.heard.values())
             ahead_ms += own_ms
             pace = noise = room = 0.0
+            more_ms = -1.0
             if drain is not None and drain > 0:
                 part = max(1.0 - better_pace / drain, LEAST_PART)
                 pace, noise = 1.0 / (drain * part), self.loads.noise(better_pace, drain) / (2.0 * part)
+                more_ms = better_pace / drain * LOAD_LASTS_MS
                 room = drain * max(1.0 - better_room / drain, rule.share) - self.loads.room[rank]
             made.append(
                 ClassPolicy(
@@ -224,6 +228,7 @@ class QueueController:
                     queued=sum(said.classes[rank].queued for said in self.heard.values()),
                     pace=pace,
                     noise=noise,
+                    more_ms=more_ms,
                     room=room,
                     max_wait_ms=round(rule.max_wait * 1000),
                     share=rule.share,

@@ -108,6 +108,7 @@ THEMES = {
                     queued=st.integers(0, 100),
                     pace=st.sampled_from([0.0, 0.01, 0.125, 2.0]),
                     noise=st.sampled_from([0.0, 3.0, 80.0]),
+                    more_ms=st.sampled_from([-1.0, 0.0, 2000.0]),
                     room=st.just(1.0),
                     max_wait_ms=st.sampled_from([5000, 86_400_000, 86_400_000]),
                     share=st.sampled_from([0.0, 0.0, 0.25]),

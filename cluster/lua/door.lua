@@ -14,8 +14,8 @@ local function read_policy()
   for rank = 1, RANKS do
     local each = classes[rank] or {}
     classes[rank] = {ahead_ms = each.ahead_ms or 0, own_ms = each.own_ms or 0, queued = each.queued or 0,
-      pace = each.pace or 0, noise = each.noise or 0, room = each.room or 0, max_wait_ms = each.max_wait_ms or DEFAULT_MAX_WAIT_MS,
-      share = each.share or 0, open = each.open ~= false}
+      pace = each.pace or 0, noise = each.noise or 0, more_ms = each.more_ms or -1, room = each.room or 0,
+      max_wait_ms = each.max_wait_ms or DEFAULT_MAX_WAIT_MS, share = each.share or 0, open = each.open ~= false}
   end
   policy.classes, policy.agents, policy.tenants = classes, policy.agents or {}, policy.tenants or {}
   policy.at_ms, policy.partitions, policy.period_ms = policy.at_ms or 0, policy.partitions or 1,
@@ -122,7 +122,8 @@ local function favourable(mine, drain, cost)
   local wait = cost * mine.pace
   if wait <= 0 or not drain or drain == 0 then return 0 end
   local root = wait / (math.sqrt(mine.noise * mine.noise + wait) + mine.noise)
-  return math.max(root * root, cost / drain)
+  wait = math.max(root * root, cost / drain)
+  return mine.more_ms >= 0 and math.min(wait, cost / drain + mine.more_ms) or wait
 end
 
 local function predicted(policy, tally, order, agent)
@@ -256,7 +257,8 @@ local function evict(policy, tally, run, reason)
   end_run(run.id, run.batch, run.version, false, 'queued', 'shed', reason, '', '')
 end
 
--- Ends a queued run that was never started and has waited for as long as it may; the caller has taken it out of the queue.
+-- Ends a queued run that was never started and has waited for as long as it may; the caller has taken it out of the
+-- queue.
 local at_hand
 local function outlast(id, batch, version, parent)
   at_hand = at_hand or {policy = read_policy(), tally = read_tally()}
