@@ -362,7 +362,9 @@ class Both:
 
 def _arrival(run: NewRun) -> Arrival:
     bounds = [int(text) if text else -1 for text in (run.max_wait, run.deadline)]
-    return Arrival(run.id, run.level, run.tenant, run.agent, *bounds, size_bytes=len(run.job), again=bool(run.again))
+    return Arrival(
+        run.id, run.level, run.tenant, run.agent, bounds[0], bounds[1], size_bytes=len(run.job), again=bool(run.again)
+    )
 
 
 async def told(store: Store, policy: AdmissionPolicy) -> PartitionStatistics:

@@ -147,7 +147,9 @@ def test_pause_and_resume(deployment: Deployment) -> None:
     claims = deployment.claim()
     assert [claim.custom_id for claim in claims] == ["j1"]
     deployment.with_store(lambda store: end(store, claims))
-    (held,) = [run for run in map(json.loads, deployment("runs", "--json").stdout.splitlines()) if run["custom_id"] == "j0"]
+    (held,) = [
+        run for run in map(json.loads, deployment("runs", "--json").stdout.splitlines()) if run["custom_id"] == "j0"
+    ]
     why = deployment.data("why", held["run_id"])
     assert why["reason"].startswith("tenant acme is paused by ")
     assert "invoice unpaid" in why["reason"]

@@ -167,7 +167,9 @@ def test_a_prediction_names_what_causes_it() -> None:
     assert place_of(Standing(order_of(Value(0)), 0, (0,), "a"), queue_of({0: 1}, now), NOW_MS + 60_000).stale
 
 
-@given(st.binary(max_size=60) | st.sampled_from([b"[]", b"5", b'{"classes": 7}', b'{"classes": [3]}', b'{"drain": "x"}']))
+@given(
+    st.binary(max_size=60) | st.sampled_from([b"[]", b"5", b'{"classes": 7}', b'{"classes": [3]}', b'{"drain": "x"}'])
+)
 def test_a_policy_that_makes_no_sense_is_no_reason_to_fail(raw: bytes) -> None:
     queue = queue_of({2: 3})._replace(policy=raw)
     assert place_of(Standing(order_of(Value(2)), 0, (0, 0, 0), "acme"), queue).place >= 1
@@ -181,7 +183,9 @@ def test_a_run_of_no_level_has_no_place(order: int) -> None:
 @pytest.mark.parametrize("what", ["queue", "class:normal", "tenant:acme", "agent:echo"])
 def test_why_says_who_paused_it(what: str) -> None:
     note = json.dumps({"by": "ann", "why": "because", "at_ms": NOW_MS})
-    found = place_of(Standing(order_of(Value(2)), None, (), "acme"), queue_of({}, None, **{what: note, "tenant:x": "{}"}))
+    found = place_of(
+        Standing(order_of(Value(2)), None, (), "acme"), queue_of({}, None, **{what: note, "tenant:x": "{}"})
+    )
     reason, owner, following = explain_queue.queued(record(), None, found, [], NOW_MS)
     assert "is paused by ann: because, since 2027-01-15T08:00:00Z" in reason
     assert owner.startswith("ann; partition 00")
@@ -202,7 +206,9 @@ def test_why_says_when_a_shed_run_may_come_back() -> None:
     def next_of(**fields: Any) -> str:
         return explain_queue.shed(record(state=RunState.SHED, reason="queue", ended_ms=NOW_MS, **fields), NOW_MS)[1]
 
-    assert next_of(retry_after_ms=5000, by_itself=True).startswith("come back at 2027-01-15T08:00:05Z, in 5.0 s; submit")
+    assert next_of(retry_after_ms=5000, by_itself=True).startswith(
+        "come back at 2027-01-15T08:00:05Z, in 5.0 s; submit"
+    )
     assert "or later: nobody knows when there is room" in next_of(retry_after_ms=300_000)
     assert "cannot be accepted as it is" in next_of(retry_after_ms=-1)
     assert next_of().startswith("nothing by itself; submit the same job again")

@@ -213,7 +213,9 @@ async def test_an_interruption_leaves_nothing_behind_and_tells_how_far_it_was(cl
     await tell(client.store, classes=classes(normal=SHUT))
     seen: list[SubmitProgress] = []
     submitting = asyncio.create_task(
-        client.submit([job(1, max_wait=5), job(2, value="high")], batch="b", retry_refused=True, on_progress=seen.append)
+        client.submit(
+            [job(1, max_wait=5), job(2, value="high")], batch="b", retry_refused=True, on_progress=seen.append
+        )
     )
     await until(lambda: bool(seen) and seen[-1].waiting == 1)
     submitting.cancel()
@@ -223,9 +225,7 @@ async def test_an_interruption_leaves_nothing_behind_and_tells_how_far_it_was(cl
     assert (await client.submit([job(1, max_wait=5), job(2, value="high")], batch="b")).existing == 1
 
 
-async def test_a_store_that_fails_meanwhile_says_who_waited(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_that_fails_meanwhile_says_who_waited(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     await tell(client.store, classes=classes(normal=SHUT))
     real = client.store.submit
     calls = 0
