@@ -47,7 +47,6 @@ class AdmissionRuntime:
         self._definition = AdmissionDefinition()
         self._rules_number = 0
         self._outages: admission_facts.Outages
-        self._memory: float | None = None
         self._heard: list[PartitionStatistics] = []
         self._seen: Observations | None = None
         self._seldom_at = self._told_at = self._kept_at = -math.inf
@@ -114,14 +113,15 @@ class AdmissionRuntime:
         now_ms, now = self.now_ms(), self._loop.time()
         if now - self._seldom_at >= _TELL_S:
             await self._read_rules()
-            self._memory = await self.store.memory_use()
             self._seldom_at = now
-        hosts, outages = await asyncio.gather(admission_facts.hosts(self.store), self._outages.look(now_ms))
+        hosts, outages, memory = await asyncio.gather(
+            admission_facts.hosts(self.store), self._outages.look(now_ms), self.store.memory_use()
+        )
         return Observations(
             partitions=self._heard,
             hosts={host.name: HostState(float(host.slots), not host.claims) for host in hosts if host.lives},
             dependencies={each.dependency: DependencyState(each.until_ms, each.agents) for each in outages},
-            memory=self._memory,
+            memory=memory,
             definition=self._definition,
         )
 

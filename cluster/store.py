@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from cluster import scripts
 from cluster.config import Settings
 from cluster.doors import submitted
+from cluster.effect_calls import EffectCalls
 from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuitable
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
@@ -21,8 +22,6 @@ from cluster.records import (
     Append,
     BatchCounts,
     Claim,
-    EffectBegun,
-    EffectRecord,
     Finish,
     Fired,
     Heartbeat,
@@ -40,7 +39,7 @@ _MOVES: Final = 20
 _FULL_PAUSE_S: Final = 0.5
 
 
-class Store:
+class Store(EffectCalls):
     """A deployment's state in Redis or Valkey. Open it inside the event loop that uses it.
 
     Every method may raise :class:`StoreUnavailable`; then the call may or may not have happened, and making the same
@@ -328,49 +327,6 @@ class Store:
             return None
         number, kept, override, command, now = answer
         return HubRecord(number, kept.decode(), override.decode(), command.decode(), now)
-
-    # Effects
-
-    async def begin_effect(
-        self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
-    ) -> EffectBegun:
-        """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
-        word, held_by, first, receipt, since_ms, handed = await self.call_keys(
-            scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
-        )
-        return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms, handed.decode())
-
-    async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
-        """Keeps what became of an effect; False when it is not this owner's (any more)."""
-        kept_ms = int(self.settings.retention.effects_s * 1000)
-        answer = await self.call_keys(
-            scripts.EFFECT_SETTLE, [self.keys.effect(identity)], owner, fence, state, receipt, kept_ms
-        )
-        return bool(answer == b"OK")
-
-    async def replicated(self, key: str, replicas: int, within_ms: int = 1000) -> bool:
-        """Whether so many replicas have all that was written before to the server of ``key`` (a hash)."""
-        # A write of its own, since a connection that was made anew meanwhile has nothing else to wait for.
-        mark = self.command(key, "HSET", key, "replicas", replicas)
-        _, have = await asyncio.gather(mark, self.command(key, "WAIT", replicas, within_ms))
-        return int(have) >= replicas
-
-    async def effect(self, identity: str) -> EffectRecord | None:
-        """One effect's record, or None where there is none (any more)."""
-        key = self.keys.effect(identity)
-        fields = ("state", "owner", "arguments", "tool", "key", "receipt", "since")
-        state, owner, arguments, tool, handed, receipt, since = await self.command(key, "HMGET", key, *fields)
-        if state is None:
-            return None
-        return EffectRecord(
-            state.decode(),
-            owner.decode(),
-            arguments.decode(),
-            tool.decode(),
-            handed.decode(),
-            receipt or b"",
-            int(since),
-        )
 
     # Facts of the deployment
 

@@ -224,8 +224,6 @@ THEMES = {
 
 
 class Both:
-    """A partition and its twin."""
-
     def __init__(self, store: Store, partitions: int) -> None:
         self.store = store
         self.twin = PartitionQueue(0, partitions)

@@ -134,9 +134,7 @@ def long_runs(command: str) -> list[Figure]:
 def stricken(strike: Strike | None, load: float = 0.95) -> Plan:
     """A deployment of thirty hosts, nearly full, that is struck; without a strike it goes on as long as any."""
     over_ms = strike.over_ms if strike else max(each.over_ms for each in STRIKES.values())
-    return Plan(
-        ((0.0, load),), until_ms=over_ms + AFTER_MS, hosts=30, slots=15, strikes=(strike,) if strike else ()
-    )
+    return Plan(((0.0, load),), until_ms=over_ms + AFTER_MS, hosts=30, slots=15, strikes=(strike,) if strike else ())
 
 
 def metastability(command: str) -> list[Figure]:
