@@ -114,6 +114,7 @@ class QueueController:
         self.policy = AdmissionPolicy(partitions=partitions, period_ms=period_ms)
         self._caps: dict[str, RunningCap] = {}
         self._open = [True] * len(CLASSES)
+        self._memory: float | None = None
         self._at_ms: int | None = None
 
     def step(self, now_ms: int, seen: Observations) -> Decision:
@@ -126,12 +127,22 @@ class QueueController:
         for_ms = 0 if self._at_ms is None else max(0, now_ms - self._at_ms)
         self._at_ms = now_ms
         self._take_in(now_ms, for_ms, seen)
-        self._open = [_stays_open(was, seen.memory, rank) for rank, was in enumerate(self._open)]
+        memory = self._memory_soon(seen.memory)
+        self._open = [_stays_open(was, memory, rank) for rank, was in enumerate(self._open)]
         at_ms = min((said.at_ms for said in seen.partitions), default=self.policy.at_ms)
         policy = self._policy(now_ms, at_ms, seen)
         self.policy = policy
         places = self._places(now_ms, seen.definition)
         return Decision(policy, places, self._evictions())
+
+    def _memory_soon(self, memory: float | None) -> float | None:
+        """How full the store will be at the next look, if it goes on filling up as it did since the last one: what is
+        accepted until then cannot be taken back.
+        """
+        before, self._memory = self._memory, memory
+        if memory is None or before is None:
+            return memory
+        return memory + max(0.0, memory - before)
 
     # What is seen
 

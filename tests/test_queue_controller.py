@@ -174,8 +174,20 @@ def test_memory_closes_classes_from_below_and_opens_them_with_some_distance() ->
     for memory in (0.5, 0.8, 0.86, 0.845, 0.83, 0.98, None):
         made.memory = memory
         made.period()
+        made.period()
         opened.append([each.open for each in made.policy.classes].count(True))
     assert opened == [5, 4, 3, 3, 4, 0, 5]
+
+
+def test_a_store_that_fills_up_fast_is_closed_before_it_is_full() -> None:
+    made = Deployment()
+    opened = []
+    for memory in (0.70, 0.78, 0.86):
+        made.memory = memory
+        made.period()
+        opened.append([each.open for each in made.policy.classes].count(True))
+    # It will be at 0.86, and at 0.94, at the next look.
+    assert opened == [5, 3, 1]
 
 
 def test_caps_and_bounds_of_the_definition_are_in_the_policy() -> None:

@@ -132,9 +132,11 @@ async def _refused_writes(store: Any) -> int:
     return int(said.get("count", 0)) if isinstance(said, dict) else 0
 
 
-async def _fill(client: Client) -> tuple[dict[str, float], int, int]:
-    """Submits large jobs of all classes until the store has no room for any; when each class was refused first."""
-    first: dict[str, float] = {}
+async def _fill(client: Client) -> tuple[dict[str, int], int, int]:
+    """Submits large jobs of all classes until the store has no room for any; in which turn each class was refused first,
+    and how many jobs were accepted and refused.
+    """
+    first: dict[str, int] = {}
     accepted = refused = turn = 0
     began = now()
     while now() - began < FLOOD_S:
@@ -148,7 +150,7 @@ async def _fill(client: Client) -> tuple[dict[str, float], int, int]:
         refused += report.refused
         for each in gone:
             name = CLASSES[int(each.custom_id.partition("-")[2]) % len(CLASSES)]
-            first.setdefault(name, now() - began)
+            first.setdefault(name, turn)
         turn += 1
         await asyncio.sleep(0.02)
     return first, accepted, refused
