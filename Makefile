@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos matrix properties lint format types imports check bench figures-spine figures-dependencies figures-effects lock clean
+.PHONY: help venv demo test test-quick chaos matrix properties lint format types imports check bench figures-spine figures-dependencies figures-effects figures-admission sim sim-scale lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,19 @@ figures-dependencies: $(STAMP) ## limits, breaker, storms and hubs, about 10 min
 figures-effects: $(STAMP) ## what effects cost, approvals, and 10,000 effects under kills, about 3 minutes
 	@mkdir -p figures
 	@$(BIN)/python -m benchmarks.effects $(PART) --json figures/effects$(addprefix -,$(PART)).json
+
+figures-admission: $(STAMP) ## overload, refusals, recovery and 100,000 jobs on a real cluster, about 10 minutes; PART=flood for one
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.admission $(PART) --json figures/admission$(addprefix -,$(PART)).json
+
+sim: $(STAMP) ## admission under overload in virtual time, about 10 minutes; draws into docs/; PART=overload for one
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.queue_simulation $(PART) $(if $(PART),,--pictures docs) \
+		--json figures/simulation$(addprefix -,$(PART)).json
+
+sim-scale: $(STAMP) ## the same law with up to 10 million queued runs and 10,000 hosts, about 15 minutes and 6 GB
+	@mkdir -p figures
+	@$(BIN)/python -m benchmarks.queue_simulation scale --json figures/simulation-scale.json
 
 lock: $(STAMP) ## compile the locks from pyproject.toml; LOCK_ARGS=--upgrade for newer versions
 	@cp -p requirements.lock $(VENV)/lock.before

@@ -81,7 +81,9 @@ def told_of_dependency(error: BaseException, call: ToolCall) -> str:
 
 
 class Attempts:
-    """Makes attempts for one host. ``gatekeepers`` are those of the dependencies that its app declares."""
+    """Makes attempts for one host. ``gatekeepers`` are those of the dependencies that its app declares; ``uses`` are
+    the agents whose calls went to a dependency, with its name.
+    """
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class Attempts:
         self._invocation = Invocation()
         self._reservations = Reservations()
         self.waiting: dict[Asked, Held] = {}
+        self.uses: set[tuple[str, str]] = set()
 
     def close(self) -> None:
         """Lets go of threads; calls that are under way in them go on to their end."""
@@ -116,6 +119,7 @@ class Attempts:
         if gatekeeper is None:
             text = f"tool {asked.tool.name!r} names dependency {name!r}, which this app does not declare"
             raise NoMore(StepEnd.REFUSED, f"dependency={name}", f"{text}: add Dependency({name!r}, ...) to it")
+        self.uses.add((asked.agent, name))
         cost = self._cost(asked, gatekeeper)
         passage = gatekeeper.try_pass(asked.rank, cost, asked.may_probe)
         if passage is not None:

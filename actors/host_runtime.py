@@ -13,10 +13,13 @@ from typing import Final
 from actors.approval_keys import keyring
 from actors.attempts import Attempts
 from actors.authority import Authority
+from actors.claiming import Claiming
 from actors.committer import Committer
+from actors.dependency_uses import DependencyUses
 from actors.engine import RunEngine
 from actors.gatekeeper import Link
 from actors.host_gates import HostGates
+from actors.host_load import HostLoad
 from actors.hub_link import unreachable
 from actors.journal import Kind, decode_entry
 from actors.placement import home_partitions
@@ -31,12 +34,9 @@ from cluster import reader
 from cluster.config import Settings
 from cluster.errors import StoreError
 from cluster.keys import partition_of
-from cluster.records import Claim
 from cluster.store import Store
 from cluster.tasks import KeptTasks, end
 
-_CLAIM_MOST: Final = 64
-_CLAIM_WORTH: Final = 8
 _POLLED_PARTITIONS: Final = 16
 _STRAYS_EVERY_BEATS: Final = 10
 _LOG: Final = logging.getLogger("penstock.host")
@@ -71,31 +71,29 @@ class HostRuntime:
         self.authority: Authority
         self.gates: HostGates
         self._waits: WaitNotes
+        self._uses: DependencyUses
         self._links = links or unreachable
         self._node = node or socket.gethostname()
         self.loop = asyncio.get_running_loop()
         self._clock_base_ms = 0.0
         self._lease_until = 0.0
         self._lease_ok = asyncio.Event()
-        self._dirty: dict[int, None] = {}
-        self._work = asyncio.Event()
-        self._claiming = asyncio.Lock()
         self._tasks = KeptTasks(_LOG, lambda: f"host {self.host}")
-        self._keep = self._tasks.start
+        self.keep = self._tasks.start
+        self._claiming = Claiming(self)
+        self.load = HostLoad(settings.slots_per_host, lambda: len(self.runs), self._claiming.freed)
         self._listening: asyncio.Task[None] | None = None
         self._watch = Watch(settings.watch_address, self._lost)
         self._watched: tuple[str, ...] = ()
-        self._home: frozenset[int] = frozenset()
         self._watch_at: tuple[str, int] = ("", 0)
         self._reaper: Reaper
         self._timers: Timers
         self._beats = self._poll_from = 0
         self._stopped = False
-        self._drains = f"host {label} drains"
+        self.drains = f"host {label} drains"
         self._leaving = self._marked = False
         self._heart: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(settings, self) if watchdog else None
-        self._served = [part for agent in app.agents.values() for part in (agent.name, agent.version)]
 
     # What runs ask of their host (engine.Services)
 
@@ -137,8 +135,7 @@ class HostRuntime:
             del self.runs[engine.claim.id]
         if engine.parked_until_ms is not None:
             self._timers.at(partition_of(engine.claim.id), engine.parked_until_ms)
-        if self._dirty:
-            self._work.set()
+        self._claiming.freed()
 
     # Life
 
@@ -149,32 +146,34 @@ class HostRuntime:
         self.authority = Authority(self.store, self.settings)
         await self.authority.open(self.app.tools)
         self.committer = Committer(self.store, lambda: self.host)
-        self._timers = Timers(self.store, self.now_ms, self._keep)
-        self._reaper = Reaper(self.store, self._keep)
+        self._timers = Timers(self.store, self.now_ms, self.keep)
+        self._reaper = Reaper(self.store, self.keep)
         self._new_identity()
         self.gates = HostGates(self.app.dependencies, self.host, self._links)
         self.attempts = Attempts(self.loop.time, self.draw, self.gates.keepers)
         self._waits = WaitNotes(self.store, lambda: self.host, self.attempts)
+        self._uses = DependencyUses(self.store, self.attempts)
         self._watch_at = await self._watch.start(self.host)
         await self.store.set_fields(self.store.keys.catalog, self.app.catalog())
         await self._register()
+        self.load.start()
         if self._watchdog is not None:
             self._watchdog.start()
-        self._heart = self._keep(self._heartbeats())
+        self._heart = self.keep(self._heartbeats())
         for work in (
-            self._claims(),
+            self._claiming.claim_for_ever(),
             self._reaper.bury_namesakes(self.label, self.host),
             forget_old_notes(self.store, self.now_ms()),
         ):
-            self._keep(work)
+            self.keep(work)
         _LOG.info("host %s serves %s", self.host, ", ".join(sorted(self.app.agents)))
 
     def _new_identity(self) -> None:
         self.host = f"{self.label}~{uuid.uuid4().hex[:8]}"
         self._watch.rename(self.host)
         if self._listening is not None:
-            self._keep(end([self._listening]))
-        self._listening = self._keep(self._listen(self.host))
+            self.keep(end([self._listening]))
+        self._listening = self.keep(self._listen(self.host))
 
     async def _register(self) -> None:
         info = {
@@ -183,7 +182,7 @@ class HostRuntime:
             "pid": os.getpid(),
             "watch": list(self._watch_at),
             "slots": self.settings.slots_per_host,
-            "agents": dict(zip(self._served[::2], self._served[1::2], strict=True)),
+            "agents": {agent.name: agent.version for agent in self.app.agents.values()},
             "not_simulated": not_simulated(self.app.tools),
             "since_ms": await self.store.server_ms(),
         }
@@ -192,12 +191,12 @@ class HostRuntime:
     async def _beat(self, info: str = "") -> None:
         sent, host = self.loop.time(), self.host
         known = self._registered == host
-        beat = await self.store.heartbeat(host, info)
+        beat = await self.store.heartbeat(host, info, self.load.report())
         heard = self.loop.time()
         if not beat.standing:
             if known:
-                await self._identity_lost(host)
-            elif not self._claiming.locked():
+                await self.identity_lost(host)
+            elif not self._claiming.lock.locked():
                 # A name that nobody has heard of yet is not lost. Where nobody is about to register it, that failed.
                 await self._register()
             return
@@ -215,9 +214,9 @@ class HostRuntime:
         if beat.draining != self._marked:
             self._marked = beat.draining
             if self._marked:
-                self._keep(self._hand_back_all())
-            self._poke(self.store.partitions)
-        self._home = home_partitions(self.host, beat.live, len(self.store.partitions))
+                self.keep(self._hand_back_all())
+            self._claiming.look_everywhere()
+        self._claiming.home = home_partitions(self.host, beat.live, len(self.store.partitions))
         if beat.live != self._watched:
             await self._watch_others(beat.live)
 
@@ -238,6 +237,7 @@ class HostRuntime:
                     await self._beat()
                 await self._poll()
                 await self._waits.write(self.loop.time(), self.now_ms())
+                await self._uses.write(self.now_ms())
             except StoreError as error:
                 _LOG.warning("host %s: heartbeat failed: %s", self.host, error)
             except Exception:
@@ -251,20 +251,20 @@ class HostRuntime:
         self._poll_from = (self._poll_from + count) % len(self.store.partitions)
         await self.authority.refresh()
         queued = await asyncio.gather(*(self._timers.look(partition) for partition in chosen))
-        self._poke([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
+        self._claiming.look([partition for partition, waiting in zip(chosen, queued, strict=True) if waiting])
         for engine in list(self.runs.values()):
             engine.child_ended()
             engine.poked()
         self._beats += 1
         if self._beats % _STRAYS_EVERY_BEATS == 0:
-            await self._release_strays()
+            await self._claiming.release_strays()
 
     def _lost(self, host: str) -> None:
         self._reaper.reap_soon(host)
 
-    async def _identity_lost(self, lost: str) -> None:
+    async def identity_lost(self, lost: str) -> None:
         """Others have taken this host for dead: all that it had is theirs. It comes back as somebody new."""
-        async with self._claiming:
+        async with self._claiming.lock:
             if self.host != lost:
                 return
             _LOG.warning("host %s was declared dead; %d runs dropped, coming back anew", lost, len(self.runs))
@@ -275,89 +275,10 @@ class HostRuntime:
             await self._register()
         # Whoever declared it dead may have died before all partitions knew.
         self._reaper.reap_soon(lost)
-        self._poke(self.store.partitions)
-
-    # Claiming
-
-    def _poke(self, partitions: "list[int] | range") -> None:
-        for partition in partitions:
-            self._dirty[partition] = None
-        self._work.set()
-
-    async def _claims(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._dirty and not self.draining:
-                free = self.settings.slots_per_host - len(self.runs)
-                if free <= 0:
-                    break
-                await self.lease_renewed()
-                try:
-                    await self._claim_some(free)
-                except Exception as error:
-                    _LOG.warning("host %s: claiming failed: %s", self.host, error)
-                    await asyncio.sleep(0.2)
-
-    async def _claim_some(self, free: int) -> None:
-        """Asks as many partitions at once as there is room to fill; each keeps its place until it is found empty."""
-        home = [partition for partition in self._dirty if partition in self._home]
-        partitions = (home or list(self._dirty))[: max(1, free // _CLAIM_WORTH)]
-        most = max(1, min(_CLAIM_MOST, free // len(partitions)))
-        for partition in partitions:
-            del self._dirty[partition]
-        async with self._claiming:
-            host = self.host
-            if self.draining:
-                return
-            claims = (self.store.claim(partition, host, most, self._served) for partition in partitions)
-            answers = await asyncio.gather(*claims, return_exceptions=True)
-            for partition, answer in zip(partitions, answers, strict=True):
-                if answer is None or isinstance(answer, BaseException) or answer[0] >= 0:
-                    self._dirty[partition] = None
-                if isinstance(answer, tuple):
-                    for claim in answer[1]:
-                        self._begin(claim)
-        if None in answers:
-            await self._identity_lost(host)
-        for error in (answer for answer in answers if isinstance(answer, BaseException)):
-            raise error
-
-    async def _release_unread(self, claim: Claim, reason: str) -> None:
-        """Leaves a run to hosts of a newer version; not at once, or a lone host would claim it again for ever."""
-        await asyncio.sleep(self.settings.heartbeat_s)
-        await self.store.release(partition_of(claim.id), self.host, reason, [(claim.id, claim.fence)])
-
-    def _begin(self, claim: Claim) -> None:
-        old = self.runs.get(claim.id)
-        if old is not None:
-            old.drop()
-        try:
-            engine = RunEngine(claim, self.app.agents[claim.agent], self)
-        except ValueError as error:
-            _LOG.error("run %s cannot be read here: %s", claim.id, error)
-            self._keep(self._release_unread(claim, str(error)))
-            return
-        self.runs[claim.id] = engine
-        engine.start()
-        if self.draining:
-            engine.depart(self._drains)
+        self._claiming.look_everywhere()
 
     def _reconnected(self) -> None:
-        self._keep(self._release_strays())
-
-    async def _release_strays(self) -> None:
-        """Hands back what this host owns by the store and knows nothing of.
-
-        After a lost connection that is a claim whose answer was lost; at other times, a defect of ours.
-        """
-        async with self._claiming:
-            for partition in self.store.partitions:
-                strays = await self.store.owned(partition, self.host) - self.runs.keys()
-                if strays:
-                    _LOG.warning("host %s: %d claims were never heard of; handed back", self.host, len(strays))
-                    await self.store.release(partition, self.host, "claim lost", [(stray, None) for stray in strays])
-        self._poke(self.store.partitions)
+        self.keep(self._claiming.release_strays())
 
     # Messages and timers
 
@@ -366,15 +287,15 @@ class HostRuntime:
         dependencies, policy = self.store.keys.dependencies_channel, self.store.keys.policy_channel
         async for message in self.store.listen(wake, mine, policy, *([dependencies] if self.gates.keepers else [])):
             if message is None:
-                self._poke(self.store.partitions)
-                self._keep(self.authority.told())
+                self._claiming.look_everywhere()
+                self.keep(self.authority.told())
                 continue
             channel, text = message
             if channel == policy:
-                self._keep(self.authority.told())
+                self.keep(self.authority.told())
                 continue
             if channel == wake:
-                self._poke([int(text.partition(" ")[0], 16)])
+                self._claiming.woken(text)
                 continue
             if channel == dependencies:
                 self.gates.hear(text)
@@ -382,7 +303,7 @@ class HostRuntime:
             word, _, run_id = text.partition(" ")
             engine = self.runs.get(run_id)
             if word == "drain":
-                self._keep(self._beat())
+                self.keep(self._beat())
             elif engine is not None and word == "cancel":
                 engine.request_cancel("cancelled")
             elif engine is not None and word == "child":
@@ -406,10 +327,10 @@ class HostRuntime:
         return await self._hand_back_all()
 
     async def _hand_back_all(self) -> int:
-        async with self._claiming:
+        async with self._claiming.lock:
             engines = list(self.runs.values())
         for engine in engines:
-            engine.depart(self._drains)
+            engine.depart(self.drains)
         await asyncio.gather(*(engine.closed() for engine in engines))
         return len(engines)
 
@@ -435,6 +356,7 @@ class HostRuntime:
         for engine in list(self.runs.values()):
             engine.drop()
         self.gates.abandon()
+        self.load.stop()
         self._timers.close()
         self.committer.close()
         await self._tasks.end()

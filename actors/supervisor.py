@@ -9,6 +9,7 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.admission_controller import ADMISSION, AdmissionController
 from actors.admission_file import with_admission_file
 from actors.dependency_file import with_operators_file
 from actors.host import AgentHost
@@ -49,6 +50,7 @@ class Supervisor:
         self._hosts_per_node = hosts_per_node
         self._hosts: dict[Place, Any] = {}
         self._hubs: dict[str, Any] = {}
+        self._admission: Any = None
         self._dependencies = load_app(app, self._settings).dependencies
         self._adopted = False
         self._stopping = False
@@ -72,6 +74,8 @@ class Supervisor:
         if not self._adopted:
             self._forget_lost_nodes(nodes)
             self._keep_hubs()
+            remote = _lasting(AdmissionController, self._settings, _actor_name(self._settings, ADMISSION))
+            self._admission = remote.remote(self._plain)
             self._adopted = True
         changes = reconcile(nodes, frozenset(self._hosts), self._hosts_per_node)
         for place in changes.remove:
@@ -128,7 +132,7 @@ class Supervisor:
         await self._keeper
         await _end(self._hosts.values(), within_s=10)
         # Last, so that hosts can give back what they have.
-        await _end(self._hubs.values(), within_s=5)
+        await _end([*self._hubs.values(), *filter(None, [self._admission])], within_s=5)
 
 
 def _lasting(kind: type[Any], settings: Settings, name: str, **options: Any) -> Any:

@@ -34,6 +34,7 @@ class ClassPolicy:
         pace: milliseconds of waiting for each millisecond of cost ahead, on average, since better classes go on
             coming; 0 where the drain is not known.
         noise: how uncertain that is, in square roots of milliseconds (see :func:`admission.queue_law.predicted`).
+        more_ms: by how much what still comes of better classes can make a wait longer at most; -1: any.
         room: cost a millisecond that is left for runs that come back after a refusal; at most 0 where none is.
         max_wait_ms: how long a run may wait that does not say it.
         share: the guaranteed part of the drain, from 0 to 1.
@@ -45,6 +46,7 @@ class ClassPolicy:
     queued: int = 0
     pace: float = 0.0
     noise: float = 0.0
+    more_ms: float = -1.0
     room: float = 0.0
     max_wait_ms: int = DEFAULT_MAX_WAIT_MS
     share: float = 0.0

@@ -82,7 +82,8 @@ class Limit:
 
 
 def _longest_open_s(said: dict[str, Any]) -> float:
-    return max(DEFAULT_MAXIMUM_OPEN_S, said.get("open_s", 0.0))
+    open_s: float = said.get("open_s", 0.0)
+    return max(DEFAULT_MAXIMUM_OPEN_S, open_s)
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -22,6 +22,8 @@ from admission.values import CLASSES, rank_of_level
 
 LEAST_PART: Final = 0.001
 """At least this part of the drain is taken to be left for a class."""
+LOAD_LASTS_MS: Final = 60_000.0
+"""Better classes are taken to come as they do now for so long, and no longer."""
 CLOSING_AT: Final = (0.97, 0.94, 0.90, 0.85, 0.80)
 """How full the store's memory may be before a class is closed, by rank."""
 REOPENS_BELOW: Final = 0.01
@@ -112,6 +114,7 @@ class QueueController:
         self.policy = AdmissionPolicy(partitions=partitions, period_ms=period_ms)
         self._caps: dict[str, RunningCap] = {}
         self._open = [True] * len(CLASSES)
+        self._memory: float | None = None
         self._at_ms: int | None = None
 
     def step(self, now_ms: int, seen: Observations) -> Decision:
@@ -124,12 +127,22 @@ class QueueController:
         for_ms = 0 if self._at_ms is None else max(0, now_ms - self._at_ms)
         self._at_ms = now_ms
         self._take_in(now_ms, for_ms, seen)
-        self._open = [_stays_open(was, seen.memory, rank) for rank, was in enumerate(self._open)]
+        memory = self._memory_soon(seen.memory)
+        self._open = [_stays_open(was, memory, rank) for rank, was in enumerate(self._open)]
         at_ms = min((said.at_ms for said in seen.partitions), default=self.policy.at_ms)
         policy = self._policy(now_ms, at_ms, seen)
         self.policy = policy
         places = self._places(now_ms, seen.definition)
         return Decision(policy, places, self._evictions())
+
+    def _memory_soon(self, memory: float | None) -> float | None:
+        """How full the store will be at the next look, if it goes on filling up as it did since the last one: what is
+        accepted until then cannot be taken back.
+        """
+        before, self._memory = self._memory, memory
+        if memory is None or before is None:
+            return memory
+        return memory + max(0.0, memory - before)
 
     # What is seen
 
@@ -213,9 +226,11 @@ class QueueController:
             own_ms = sum(said.classes[rank].queued_ms for said in self.heard.values())
             ahead_ms += own_ms
             pace = noise = room = 0.0
+            more_ms = -1.0
             if drain is not None and drain > 0:
                 part = max(1.0 - better_pace / drain, LEAST_PART)
                 pace, noise = 1.0 / (drain * part), self.loads.noise(better_pace, drain) / (2.0 * part)
+                more_ms = better_pace / drain * LOAD_LASTS_MS
                 room = drain * max(1.0 - better_room / drain, rule.share) - self.loads.room[rank]
             made.append(
                 ClassPolicy(
@@ -224,6 +239,7 @@ class QueueController:
                     queued=sum(said.classes[rank].queued for said in self.heard.values()),
                     pace=pace,
                     noise=noise,
+                    more_ms=more_ms,
                     room=room,
                     max_wait_ms=round(rule.max_wait * 1000),
                     share=rule.share,

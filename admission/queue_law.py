@@ -14,6 +14,11 @@ refused, or shed, only when even a favourable course of things would be too late
 is too long, and never sooner than the whole drain could serve what is ahead. With averages alone, runs were refused of
 which less valuable ones were started a moment later, when there was room after all: with 200 slots, runs of 30 s, a
 ``max_wait`` of 5 s and twice the load, one refusal in ten; so it is one in a hundred. In large deployments b is small.
+
+Nor does the load of the last seconds go on for ever. Better classes are taken to come as they do now for a minute more
+(``more_ms`` = rho * 60 s): then W is at most cost ahead / D + ``more_ms``. Without that, a large batch of several
+classes, all of which may wait for a day, was refused in part while it was being submitted: with what had just come of
+better classes as the load of days to come, the others had a thousandth of the drain.
 """
 
 import math
@@ -227,7 +232,8 @@ def _favourable(mine: ClassPolicy, drain: float | None, cost_ms: float) -> float
     if wait_ms <= 0 or not drain:
         return 0.0
     root = wait_ms / (math.sqrt(mine.noise * mine.noise + wait_ms) + mine.noise)
-    return max(root * root, cost_ms / drain)
+    wait_ms = max(root * root, cost_ms / drain)
+    return min(wait_ms, cost_ms / drain + mine.more_ms) if mine.more_ms >= 0 else wait_ms
 
 
 def predicted(policy: AdmissionPolicy, tally: Tally, now_ms: int, rank: int, part: float, agent: AgentPolicy) -> Wait:

@@ -121,6 +121,11 @@ class Keys:
         return tuple(f"{self.name}:{{hosts}}:{part}" for part in ("leases", "info", "draining"))  # type: ignore[return-value]
 
     @property
+    def loads(self) -> str:
+        """What hosts said of their load with the last heartbeat: host → JSON (hash), in the slot of ``hosts``."""
+        return f"{self.name}:{{hosts}}:loads"
+
+    @property
     def admission(self) -> str:
         """What the admission controller said last (``state``), its epoch, and what operators have set (hash)."""
         return f"{self.name}:{{deployment}}:admission"
@@ -134,6 +139,11 @@ class Keys:
     def catalog(self) -> str:
         """Agents that hosts serve: name → JSON with version and input schema (hash)."""
         return f"{self.name}:{{deployment}}:catalog"
+
+    @property
+    def uses(self) -> str:
+        """Which agents' calls go to which dependencies: both names, a line each → when that was last said (hash)."""
+        return f"{self.name}:{{deployment}}:uses"
 
     @property
     def tools(self) -> str:
@@ -213,7 +223,9 @@ class Keys:
 
     @property
     def wake_channel(self) -> str:
-        """Told a partition (two hex digits) whenever something was put into its queue."""
+        """Told ``PARTITION LEVEL`` (two hex digits, the best level of what was queued) whenever something was put into
+        a partition's queue.
+        """
         return f"{self.name}:wake"
 
     def host_channel(self, host: str) -> str:

@@ -1,6 +1,7 @@
 """Reading what the store knows: records, journals, counts and listings, for people and for clients."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,8 @@ from cluster.records import BatchCounts, RunRecord
 from cluster.store import Store
 
 PAGE: Final = 500
+# Scores of one level in a queue (admission/values.py has the order).
+_LEVEL_SPAN: Final = 2**43
 _READINGS: Final = 50
 _COUNTERS: Final = frozenset({"total", "steps", "migrations", "migrated_runs", "arrivals"})
 _INDEX_OF_STATE: Final = {
@@ -98,6 +101,15 @@ async def place(store: Store, run_id: str) -> int | None:
     key = store.keys.queues[partition_of(run_id)]
     rank: int | None = await store.command(key, "ZRANK", key, run_id)
     return rank
+
+
+async def best_levels(store: Store, partitions: list[int]) -> list[int | None]:
+    """The level of the best run that is queued or set aside in each partition; None where there is none."""
+    keys = [store.keys.of(partition, name) for partition in partitions for name in ("queue", "unserved")]
+    found = await asyncio.gather(*(store.command(key, "ZRANGE", key, 0, 0, "WITHSCORES") for key in keys))
+    levels = [math.inf if not first else float(first[1]) // _LEVEL_SPAN for first in found]
+    best = [min(pair) for pair in zip(levels[::2], levels[1::2], strict=True)]
+    return [None if level == math.inf else int(level) for level in best]
 
 
 async def batch_counts(store: Store, batch: str) -> BatchCounts:

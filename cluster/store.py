@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from cluster import scripts
 from cluster.config import Settings
 from cluster.doors import submitted
+from cluster.effect_calls import EffectCalls
 from cluster.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsuitable
 from cluster.keys import Keys, partition_of
 from cluster.lane import Argument, Moved
@@ -21,8 +22,6 @@ from cluster.records import (
     Append,
     BatchCounts,
     Claim,
-    EffectBegun,
-    EffectRecord,
     Finish,
     Fired,
     Heartbeat,
@@ -40,7 +39,7 @@ _MOVES: Final = 20
 _FULL_PAUSE_S: Final = 0.5
 
 
-class Store:
+class Store(EffectCalls):
     """A deployment's state in Redis or Valkey. Open it inside the event loop that uses it.
 
     Every method may raise :class:`StoreUnavailable`; then the call may or may not have happened, and making the same
@@ -253,11 +252,11 @@ class Store:
 
     # Hosts and their leases
 
-    async def heartbeat(self, host: str, info: str = "") -> Heartbeat:
-        """Renews a lease, or registers with ``info`` (JSON)."""
-        keys = self.keys.hosts
+    async def heartbeat(self, host: str, info: str = "", load: str = "") -> Heartbeat:
+        """Renews a lease, or registers with ``info``; tells the host's ``load`` (both JSON objects)."""
+        keys = (*self.keys.hosts, self.keys.loads)
         lease_ms = int(self.settings.lease_s * 1000)
-        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info)
+        answer = await self.call_keys(scripts.HEARTBEAT, keys, host, lease_ms, info, load)
         word, expired, draining, live, now = answer
         return Heartbeat(
             word == b"OK",
@@ -268,13 +267,16 @@ class Store:
         )
 
     async def hosts(self) -> dict[str, dict[str, Any]]:
-        """Registered hosts: id → info, with ``lease_left_ms`` (negative: expired) and ``draining``."""
+        """Registered hosts: id → info and the load that they told last, with ``lease_left_ms`` (negative: expired) and
+        ``draining``.
+        """
         leases, infos, draining = self.keys.hosts
-        clock, scores, facts, marks = await asyncio.gather(
+        clock, scores, facts, marks, loads = await asyncio.gather(
             self.command(leases, "TIME"),
             self.command(leases, "ZRANGE", leases, 0, -1, "WITHSCORES"),
             self.command(leases, "HGETALL", infos),
             self.command(leases, "SMEMBERS", draining),
+            self.fields(self.keys.loads),
         )
         now = _server_ms(clock)
         expiry = {scores[i].decode(): int(float(scores[i + 1])) for i in range(0, len(scores), 2)}
@@ -283,7 +285,8 @@ class Store:
         for i in range(0, len(facts), 2):
             host = facts[i].decode()
             left = expiry.get(host, now) - now
-            found[host] = {**json.loads(facts[i + 1]), "lease_left_ms": left, "draining": host in drained}
+            load = json.loads(loads.get(host, "{}"))
+            found[host] = {**json.loads(facts[i + 1]), **load, "lease_left_ms": left, "draining": host in drained}
         return found
 
     async def condemn_host(self, host: str, *, if_expired: bool = False) -> bool:
@@ -298,6 +301,7 @@ class Store:
         leases, infos, draining = self.keys.hosts
         await self.command(leases, "ZREM", leases, host)
         await self.command(leases, "HDEL", infos, host)
+        await self.command(leases, "HDEL", self.keys.loads, host)
         await self.command(leases, "SREM", draining, host)
 
     async def mark_draining(self, host: str, *, draining: bool) -> None:
@@ -310,56 +314,25 @@ class Store:
 
     async def hub(self, name: str, epoch: int | None = None, state: str = "") -> HubRecord | None:
         """Begins a hub's life (no epoch), or keeps its state; what there is, or None when a later hub has begun."""
-        answer = await self.call_keys(scripts.HUB, [self.keys.dependency(name)], "" if epoch is None else epoch, state)
+        return await self.epoch(self.keys.dependency(name), epoch, state)
+
+    async def epoch(
+        self, key: str, epoch: int | None = None, state: str = "", explanation: str = ""
+    ) -> HubRecord | None:
+        """The same for whatever there may be one of at a time, whose record is at ``key``; what is '' stays as it was.
+        ``explanation`` is for people.
+        """
+        answer = await self.call_keys(scripts.HUB, [key], "" if epoch is None else epoch, state, explanation)
         if answer == b"STALE":
             return None
         number, kept, override, command, now = answer
         return HubRecord(number, kept.decode(), override.decode(), command.decode(), now)
 
-    # Effects
-
-    async def begin_effect(
-        self, identity: str, owner: str, fence: int, arguments: str, tool: str, key: str, *, void_owner: str = ""
-    ) -> EffectBegun:
-        """Claims an effect before it is caused; ``effect_begin.lua`` has the words."""
-        word, held_by, first, receipt, since_ms, handed = await self.call_keys(
-            scripts.EFFECT_BEGIN, [self.keys.effect(identity)], owner, fence, arguments, tool, key, void_owner
-        )
-        return EffectBegun(word.decode(), held_by.decode(), first.decode(), receipt, since_ms, handed.decode())
-
-    async def settle_effect(self, identity: str, owner: str, fence: int, state: str, receipt: bytes) -> bool:
-        """Keeps what became of an effect; False when it is not this owner's (any more)."""
-        kept_ms = int(self.settings.retention.effects_s * 1000)
-        answer = await self.call_keys(
-            scripts.EFFECT_SETTLE, [self.keys.effect(identity)], owner, fence, state, receipt, kept_ms
-        )
-        return bool(answer == b"OK")
-
-    async def replicated(self, key: str, replicas: int, within_ms: int = 1000) -> bool:
-        """Whether so many replicas have all that was written before to the server of ``key`` (a hash)."""
-        # A write of its own, since a connection that was made anew meanwhile has nothing else to wait for.
-        mark = self.command(key, "HSET", key, "replicas", replicas)
-        _, have = await asyncio.gather(mark, self.command(key, "WAIT", replicas, within_ms))
-        return int(have) >= replicas
-
-    async def effect(self, identity: str) -> EffectRecord | None:
-        """One effect's record, or None where there is none (any more)."""
-        key = self.keys.effect(identity)
-        fields = ("state", "owner", "arguments", "tool", "key", "receipt", "since")
-        state, owner, arguments, tool, handed, receipt, since = await self.command(key, "HMGET", key, *fields)
-        if state is None:
-            return None
-        return EffectRecord(
-            state.decode(),
-            owner.decode(),
-            arguments.decode(),
-            tool.decode(),
-            handed.decode(),
-            receipt or b"",
-            int(since),
-        )
-
     # Facts of the deployment
+
+    async def memory_use(self) -> float | None:
+        """How full the fullest server of the store is, from 0 to 1; None where none has a limit, or none answers."""
+        return await self._topology.memory_use()
 
     async def publish(self, channel: str, message: str) -> None:
         """Tells listeners something; nobody may rely on it being heard."""

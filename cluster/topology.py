@@ -123,6 +123,17 @@ class Topology:
             raise Moved(f"no node of the store's cluster serves the slot of {key}")
         return self._lanes.get(node.name) or self._open_lane(node.name, self._node_url(node.host, node.port))
 
+    async def memory_use(self) -> float | None:
+        """How full the fullest server is, from 0 to 1; None where none has a limit, or none answers."""
+        if self._cluster is None:
+            lanes = [self.lane("")]
+        else:
+            nodes = self._cluster.get_primaries()
+            lanes = [self._lanes.get(n.name) or self._open_lane(n.name, self._node_url(n.host, n.port)) for n in nodes]
+        answers = await asyncio.gather(*(lane.command("INFO", "memory") for lane in lanes), return_exceptions=True)
+        uses = [_memory_use(answer) for answer in answers if isinstance(answer, bytes)]
+        return max((use for use in uses if use is not None), default=None)
+
     def _open_lane(self, name: str, url: str) -> Lane:
         # A lane has its own time-outs. redis-py's would end each connection that is idle for 5 s, wrap each write in a
         # task, and (asyncio.wait_for, Python 3.11) swallow a cancellation that comes with the write's end.
@@ -178,3 +189,9 @@ class Topology:
         self._lanes.clear()
         if self._cluster is not None:
             await self._cluster.aclose()
+
+
+def _memory_use(info: bytes) -> float | None:
+    said = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    most = int(said.get("maxmemory", 0))
+    return int(said["used_memory"]) / most if most else None

@@ -129,20 +129,20 @@ def given(tmp_path: Path) -> Iterator[list[Given]]:
 @pytest.mark.slow
 def test_all_jobs_end_although_a_host_is_killed(tmp_path: Path, given: list[Given]) -> None:
     figures_path = tmp_path / "figures.json"
-    demonstration = Given(tmp_path, "--jobs", "150", "--json", str(figures_path))
+    demonstration = Given(tmp_path, "--jobs", "300", "--json", str(figures_path))
     given.append(demonstration)
     assert demonstration.end() == 0, demonstration.output
     figures = json.loads(figures_path.read_text(encoding="utf-8"))
     assert list(figures) == ["jobs", "by_state", "terminal", "steps", "migrated_runs", "duplicate_effects", "wall_s"]
-    assert figures["jobs"] == 150
-    assert figures["by_state"] == {"succeeded": 150}
+    assert figures["jobs"] == 300
+    assert figures["by_state"] == {"succeeded": 300}
     assert figures["terminal"] is True
-    assert 3 * 150 <= figures["steps"] <= 4 * 150
-    assert 0 < figures["migrated_runs"] <= 150
+    assert 3 * 300 <= figures["steps"] <= 4 * 300
+    assert 0 < figures["migrated_runs"] <= 300
     assert figures["duplicate_effects"] == 0
     assert 0 < figures["wall_s"] < 60
     output = demonstration.output
-    for said in ("150 jobs of the first 150 lines of", "SIGKILL to host-", "own, deterministic", "checker", "holds"):
+    for said in ("300 jobs of the first 300 lines of", "SIGKILL to host-", "own, deterministic", "checker", "holds"):
         assert said in output
     assert "raylet" not in output
     assert "redis://" not in output

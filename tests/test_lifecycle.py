@@ -28,9 +28,13 @@ def test_every_state_can_be_reached() -> None:
     assert reachable(RunState.ACCEPTED) == set(RunState)
 
 
-@pytest.mark.parametrize("state", sorted(TERMINAL))
+@pytest.mark.parametrize("state", sorted(TERMINAL - {RunState.SHED}))
 def test_an_end_is_an_end(state: RunState) -> None:
     assert reachable(state) == {state}
+
+
+def test_what_was_shed_was_never_started_and_can_be_submitted_again() -> None:
+    assert [row.target for row in TRANSITIONS if row.source is RunState.SHED] == [RunState.QUEUED]
 
 
 @pytest.mark.parametrize("state", LIVE)

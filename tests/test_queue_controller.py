@@ -25,7 +25,7 @@ from admission.queue_law import Arrival
 from admission.queue_statistics import PartitionStatistics
 from admission.queue_view import view
 from admission.running_caps import UNUSED_MS, Here, RunningCap
-from admission.values import Value
+from admission.values import CLASSES, Value
 
 NOW = 1_700_000_000_000
 
@@ -174,8 +174,20 @@ def test_memory_closes_classes_from_below_and_opens_them_with_some_distance() ->
     for memory in (0.5, 0.8, 0.86, 0.845, 0.83, 0.98, None):
         made.memory = memory
         made.period()
+        made.period()
         opened.append([each.open for each in made.policy.classes].count(True))
     assert opened == [5, 4, 3, 3, 4, 0, 5]
+
+
+def test_a_store_that_fills_up_fast_is_closed_before_it_is_full() -> None:
+    made = Deployment()
+    opened = []
+    for memory in (0.70, 0.78, 0.86):
+        made.memory = memory
+        made.period()
+        opened.append([each.open for each in made.policy.classes].count(True))
+    # It will be at 0.86, and at 0.94, at the next look.
+    assert opened == [5, 3, 1]
 
 
 def test_caps_and_bounds_of_the_definition_are_in_the_policy() -> None:
@@ -249,6 +261,22 @@ def test_an_overload_leaves_no_room_and_a_burst_does() -> None:
         slots.append(answer.come_back.after_ms)
     # Room for about ten runs a second.
     assert 4 <= (max(slots) - min(slots)) / 1000 <= 6
+
+
+def test_a_large_batch_of_all_classes_is_not_refused_for_what_has_just_come_of_it() -> None:
+    made = Deployment(slots=10)
+    for _ in range(40):
+        answers = [made.submit(value) for value in CLASSES for _ in range(100)]
+        assert all(isinstance(each, Accepted) for each in answers)
+        made.period()
+    last = made.policy.classes[4]
+    assert made.policy.drain is not None
+    assert last.ahead_ms == 20_000_000
+    assert made.told()["classes"][4]["wait_ms"] == pytest.approx(
+        20_000_000 / made.policy.drain + last.more_ms, rel=0.01
+    )
+    assert 60_000 < last.more_ms < 3_600_000
+    assert isinstance(made.submit("best_effort", max_wait_ms=5000), Refused)
 
 
 def test_partitions_are_told_to_shed_when_the_drain_breaks_in() -> None:

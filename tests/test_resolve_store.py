@@ -147,7 +147,7 @@ async def test_a_batch_that_was_over_goes_on(store: Store) -> None:
 
 async def test_hosts_are_told_that_there_is_something_to_claim(store: Store) -> None:
     run = await unknown(store)
-    assert await next_message(store, store.keys.wake_channel, lambda: settle(store, run)) == "00"
+    assert await next_message(store, store.keys.wake_channel, lambda: settle(store, run)) == "00 249"
 
 
 async def test_no_script_ends_it_for_its_deadline_before_its_host_has_settled_the_effect(store: Store) -> None:

@@ -14,8 +14,8 @@ local function read_policy()
   for rank = 1, RANKS do
     local each = classes[rank] or {}
     classes[rank] = {ahead_ms = each.ahead_ms or 0, own_ms = each.own_ms or 0, queued = each.queued or 0,
-      pace = each.pace or 0, room = each.room or 0, max_wait_ms = each.max_wait_ms or DEFAULT_MAX_WAIT_MS,
-      share = each.share or 0, open = each.open ~= false}
+      pace = each.pace or 0, noise = each.noise or 0, more_ms = each.more_ms or -1, room = each.room or 0,
+      max_wait_ms = each.max_wait_ms or DEFAULT_MAX_WAIT_MS, share = each.share or 0, open = each.open ~= false}
   end
   policy.classes, policy.agents, policy.tenants = classes, policy.agents or {}, policy.tenants or {}
   policy.at_ms, policy.partitions, policy.period_ms = policy.at_ms or 0, policy.partitions or 1,
@@ -117,11 +117,20 @@ local function part_of(tally, order)
   return (redis.call('ZCOUNT', KEYS[1], low, high) + 1) / (queued + 1)
 end
 
+-- How long a cost takes to be served in a favourable course.
+local function favourable(mine, drain, cost)
+  local wait = cost * mine.pace
+  if wait <= 0 or not drain or drain == 0 then return 0 end
+  local root = wait / (math.sqrt(mine.noise * mine.noise + wait) + mine.noise)
+  wait = math.max(root * root, cost / drain)
+  return mine.more_ms >= 0 and math.min(wait, cost / drain + mine.more_ms) or wait
+end
+
 local function predicted(policy, tally, order, agent)
   local rank = rank_of(order)
   local cost, own, runs = ahead(policy, tally, rank, part_of(tally, order))
   local mine = policy.classes[rank + 1]
-  local wait, reason = cost * mine.pace, 'queue'
+  local wait, reason = favourable(mine, policy.drain, cost), 'queue'
   if mine.share > 0 and policy.drain and policy.drain > 0 then
     wait = math.min(wait, own / (mine.share * policy.drain))
   end
@@ -132,8 +141,14 @@ local function predicted(policy, tally, order, agent)
   return wait, reason, 1 + math.floor(runs)
 end
 
--- The next slot of a class in the calendar of those that are to come again.
-local function book(tally, rank, wait, spacing, before)
+-- The next slot of a class in the calendar of those that are to come again. `spacings`: how long the run takes of the
+-- partition's part of the room that each class has.
+local function set_slot(tally, rank, slot)
+  tally.slots[rank + 1] = slot
+  redis.call('HSET', LOAD, 'slot:' .. rank, string.format('%.17g', slot))
+end
+local function book(tally, rank, wait, spacings, before)
+  local spacing = spacings[rank + 1]
   wait = math.max(wait, SHORTEST_MS)
   if not (spacing < math.huge) then
     local slot = now + math.max(wait, NO_ROOM_MS)
@@ -144,8 +159,13 @@ local function book(tally, rank, wait, spacing, before)
     tally.slots[rank + 1] + spacing)
   if slot > before then return NEVER end
   if slot - now > LONGEST_MS then return {after = LONGEST_MS, by_itself = 0} end
-  tally.slots[rank + 1] = slot
-  redis.call('HSET', LOAD, 'slot:' .. rank, string.format('%.17g', slot))
+  set_slot(tally, rank, slot)
+  -- When it comes it goes first: it takes the room of less valuable ones, too.
+  for lower = rank + 1, RANKS - 1 do
+    if spacings[lower + 1] < math.huge then
+      set_slot(tally, lower, math.max(tally.slots[lower + 1], now + wait) + spacings[lower + 1])
+    end
+  end
   return {after = math.ceil(slot - now), by_itself = 1}
 end
 
@@ -153,14 +173,17 @@ local function come_back(policy, tally, rank, cost, agent, deadline, reason)
   local room = policy.classes[rank + 1].room
   local wait = math.max(policy.floor_ms, agent.until_ms - now)
   if reason == 'store' then wait = math.max(wait, STORE_WAIT_MS) end
-  local spacing = math.huge
   if room > 0 then
     local cost_ahead = ahead(policy, tally, rank, 1)
     wait = math.max(wait, cost_ahead / room)
-    spacing = cost * policy.partitions / room
+  end
+  local spacings = {}
+  for each = 1, RANKS do
+    local left = policy.classes[each].room
+    spacings[each] = left > 0 and cost * policy.partitions / left or math.huge
   end
   tally.partitions = policy.partitions
-  return book(tally, rank, wait, spacing, deadline and deadline - agent.p90_ms or math.huge)
+  return book(tally, rank, wait, spacings, deadline and deadline - agent.p90_ms or math.huge)
 end
 
 -- What is refused whatever is queued: a reason and when to come again, or nil.
@@ -234,7 +257,8 @@ local function evict(policy, tally, run, reason)
   end_run(run.id, run.batch, run.version, false, 'queued', 'shed', reason, '', '')
 end
 
--- Ends a queued run that was never started and has waited for as long as it may; the caller has taken it out of the queue.
+-- Ends a queued run that was never started and has waited for as long as it may; the caller has taken it out of the
+-- queue.
 local at_hand
 local function outlast(id, batch, version, parent)
   at_hand = at_hand or {policy = read_policy(), tally = read_tally()}

@@ -46,6 +46,11 @@ local function at_the_door(asked)
     if policy.bytes_bound > 0 and policy.bytes_bound < asked.size then return {reason = reason, back = NEVER} end
     return {reason = reason, back = come_back(policy, tally, asked.rank, asked.cost, agent, asked.deadline, reason)}
   end
+  if policy.dry_run and leaving and leaving[1] then
+    -- One for one: those before it would not be there any more.
+    count(LOAD, 'would:' .. leaving[1].rank .. ':queue_full', 1)
+    leaving = {}
+  end
   for _, run in ipairs(leaving or {}) do evict(policy, tally, run, 'queue_full') end
   if reason then count(LOAD, 'would:' .. asked.rank .. ':' .. reason, 1) end
   return nil, wait, place

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from actors.admission_runtime import AdmissionRuntime
 from actors.contract import Agent, Tool
 from actors.gatekeeper import Link
 from actors.host_runtime import HostRuntime
@@ -62,6 +63,7 @@ class Spine:
     tools: Sequence[Tool[Any, Any]] = ()
     hubs: dict[str, HubRuntime] = field(default_factory=dict)
     hub_is_cut_off: bool = False
+    controllers: list[AdmissionRuntime] = field(default_factory=list)
     _numbers: Any = field(default_factory=itertools.count)
 
     async def host(self, *agents: Agent[Any, Any], watchdog: bool = False, **settings: Any) -> HostRuntime:
@@ -87,6 +89,13 @@ class Spine:
         self.hubs[name] = hub = HubRuntime(self.settings, self.dependencies[name])
         await hub.start()
         return hub
+
+    async def control(self) -> AdmissionRuntime:
+        """Starts an admission controller in this event loop."""
+        controller = AdmissionRuntime(self.settings)
+        self.controllers.append(controller)
+        await controller.start()
+        return controller
 
     async def vanish(self, host: HostRuntime) -> str:
         """The host dies without a word; its last identity. Its runs stay where they are until it is reaped."""
@@ -196,4 +205,6 @@ async def spine(
             await host.abandon()
         for hub in deployment.hubs.values():
             await hub.abandon()
+        for controller in deployment.controllers:
+            await controller.abandon()
         await store.close()

@@ -1,0 +1,1 @@
+"""The figures of admission on a real cluster."""
