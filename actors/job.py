@@ -62,7 +62,7 @@ def _length(said: object) -> object:
     if said is None:
         return None
     if isinstance(said, int | float) and not isinstance(said, bool):
-        seconds = float(said) if abs(said) < 1e300 else math.inf
+        seconds = float(said) if abs(said) < 1e308 else math.inf
     else:
         try:
             seconds = seconds_of(said)

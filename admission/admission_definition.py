@@ -108,8 +108,8 @@ class TenantRule(BaseModel):
     Attributes:
         weight: its part of each level, relative to the weights of others.
         classes: those that it may submit.
-        max_queued: how many of its runs may be queued. The doors of partitions do not ask each other, so that there can
-            be up to one more in each partition.
+        max_queued: how many of its runs may be queued. The doors of partitions do not ask each other: until the next
+            policy, each takes its part and some more (:func:`admission.queue_controller.left_each`).
         max_running: how many of its runs may run at once; never more.
         cost_per_hour: slot time that its runs may take in an hour, as in ``2h`` for two slots on average: when it has
             taken that, it is refused until enough of the hour has passed.
@@ -138,7 +138,8 @@ class AdmissionDefinition(BaseModel):
         other_tenants: what each tenant may do that is not named.
         max_queued: how many runs may be queued in the deployment; beyond that the least valuable ones are shed.
         max_queued_bytes: the same for the bytes of their jobs, as in ``2GB``.
-        dry_run: everything is accepted, and what would have been refused is counted.
+        dry_run: everything is accepted and nothing evicted, and what would have been is counted. What has waited for
+            its max_wait, or its class's, is shed all the same.
     """
 
     model_config = _CONFIG

@@ -173,7 +173,7 @@ def words(controller: QueueController, seen: Observations) -> list[str]:
     for what in _paused(controller):
         lines.append(f"{what} is paused")
     if policy.dry_run:
-        lines.append("dry run: nothing is refused or shed")
+        lines.append("dry run: nothing is refused or evicted")
     for row in _shedding(controller)[:10]:
         verb = {"refused": "refused", "shed": "shed", "would": "would be refused"}[row["what"]]
         lines.append(f"{row['per_s']:g}/s of {row['class']} {verb}: {row['reason']}")

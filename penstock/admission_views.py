@@ -59,7 +59,10 @@ def says(definition: AdmissionDefinition) -> list[str]:
         lines.append(f"every other tenant: {_fields(fields)}")
     lines += [f"{name}: {said[name]:,}" for name in ("max_queued", "max_queued_bytes") if name in said]
     if definition.dry_run:
-        lines.append("dry run: nothing is refused or evicted; what would have been is counted (penstock queue)")
+        lines.append(
+            "dry run: nothing is refused or evicted; what would have been is counted (penstock queue). Runs that have "
+            "waited for their max_wait are shed all the same"
+        )
     return lines
 
 

@@ -250,8 +250,12 @@ def _notes(said: Explanation | None, age_s: float | None, paused: Sequence[Pause
             "is queued in their own partition; waits and rates are not known. Ray starts it again: `penstock doctor`"
         )
     elif said is not None:
-        # Pauses are said above, with who and why; what is shed has lines of its own.
-        notes += [word for word in said.words if not word.endswith(" is paused") and not _RATE.match(word)]
+        # Pauses are said above, with who and why; what is shed has lines of its own, and a dry run is in the headline.
+        notes += [
+            word
+            for word in said.words
+            if not word.endswith(" is paused") and not word.startswith("dry run") and not _RATE.match(word)
+        ]
     return notes
 
 

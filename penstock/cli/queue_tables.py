@@ -51,7 +51,7 @@ class Screen:
 
 def parts(view: "QueueView") -> list[Any]:
     """Lines and tables."""
-    dry = "; DRY RUN: nothing is refused or shed" if view.dry_run else ""
+    dry = "; DRY RUN: nothing is refused or evicted" if view.dry_run else ""
     found: list[Any] = [plain(f"{_head(view)}{dry}"), plain(_hosts(view))]
     found += [plain(f"! {note}") for note in view.notes]
     found.append(_classes(view.classes))
