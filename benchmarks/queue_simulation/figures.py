@@ -134,9 +134,7 @@ def long_runs(command: str) -> list[Figure]:
 def stricken(strike: Strike | None, load: float = 0.95) -> Plan:
     """A deployment of thirty hosts, nearly full, that is struck; without a strike it goes on as long as any."""
     over_ms = strike.over_ms if strike else max(each.over_ms for each in STRIKES.values())
-    return Plan(
-        ((0.0, load),), until_ms=over_ms + AFTER_MS, hosts=30, slots=15, strikes=(strike,) if strike else ()
-    )
+    return Plan(((0.0, load),), until_ms=over_ms + AFTER_MS, hosts=30, slots=15, strikes=(strike,) if strike else ())
 
 
 def metastability(command: str) -> list[Figure]:
@@ -214,7 +212,7 @@ def retry_after(command: str) -> list[Figure]:
             peak_to_mean(mine.came_by_bin[after : max(last, after + 10)], 10), "", 2, command,
         ),
         beside("7 Retry-After: those who come back alone, the same", peak_to_mean(bins[first:last], 10), "", command),
-        beside("7 Retry-After: the last one comes after the burst", (last * mine.plan.bin_ms - 70_000) / 1000, "s", command),
+        beside("7 Retry-After: the last one comes", (last * mine.plan.bin_ms - 70_000) / 1000, "s after it", command),
     ]  # fmt: skip
 
 
