@@ -117,10 +117,11 @@ def test_tenants_get_their_max_min_shares() -> None:
 
 def test_after_a_burst_those_who_come_back_on_time_are_let_in() -> None:
     load = ((0.0, 0.5), (10_000.0, 10.0), (13_000.0, 0.5))
-    mine = run(replace(burst_plan(), load=load, until_ms=90_000, from_ms=5000, hosts=5))
+    mine = run(replace(burst_plan(2), load=load, until_ms=90_000, from_ms=5000, hosts=5))
     sums_up(mine)
     assert len(mine.told) > 300
-    assert sum(admitted for _, admitted in mine.told) >= 0.8 * len(mine.told)
+    late = [admitted for came_ms, admitted in mine.told if came_ms >= 15_000]
+    assert sum(late) >= 0.8 * len(late)
 
 
 def test_clients_who_obey_are_not_the_load() -> None:
@@ -150,8 +151,8 @@ def test_shares_inversions_and_stretches_are_what_they_should_be() -> None:
 
 
 def test_a_small_size_of_the_large_one_adds_up() -> None:
-    said = json.loads(json.dumps(one(20_000, 20)))
-    assert said["served"] == 20_000 - 400
+    said = json.loads(json.dumps(one(20_000, 500)))
+    assert said["served"] == 10_000
     assert all(0 < each < 1_000_000 for each in said["us"].values())
 
 
