@@ -133,8 +133,8 @@ async def _refused_writes(store: Any) -> int:
 
 
 async def _fill(client: Client) -> tuple[dict[str, int], int, int]:
-    """Submits large jobs of all classes until the store has no room for any; in which turn each class was refused first,
-    and how many jobs were accepted and refused.
+    """Submits large jobs of all classes until the store has no room for any; in which turn each class was refused
+    first, and how many jobs were accepted and refused.
     """
     first: dict[str, int] = {}
     accepted = refused = turn = 0

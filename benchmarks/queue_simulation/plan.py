@@ -1,4 +1,4 @@
-"""What is simulated: work, clients, hosts and what strikes them. Data; times in milliseconds unless a name says else."""
+"""What is simulated: work, clients, hosts and what strikes them. Data; times are in milliseconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Strike:
     """Something goes wrong for some time.
 
     Attributes:
-        kind: ``drain`` (that part of the hosts claims nothing more), ``slow`` (everything takes ``part`` times as long),
+        kind: ``drain`` (``part`` hosts claim nothing more), ``slow`` (what starts takes ``part`` times as long),
             ``dependency`` (calls to it hang), ``store`` (nothing can be written or read), ``kill`` (``part`` hosts die
             with all that they run; others take their places afterwards).
         at_ms, for_ms: when, and for how long.

@@ -71,8 +71,8 @@ class _Deployment:
             count = self.wanted * (stretch + 1) // STEPS - self.wanted * stretch // STEPS
             arrivals = [
                 Arrival(
-                    f"{stretch:02d}-{number:08x}", _LEVELS[int(rng.random() * 5)], f"tenant-{int(rng.random() * TENANTS)}",
-                    "agent",
+                    f"{stretch:02d}-{number:08x}", _LEVELS[int(rng.random() * 5)],
+                    f"tenant-{int(rng.random() * TENANTS)}", "agent",
                 )
                 for number in range(count)
             ]  # fmt: skip
@@ -165,13 +165,23 @@ def scale(most: int = 10_000_000) -> list[Figure]:
     for queued, hosts in SIZES:
         if queued > most:
             continue
-        program = "import sys, json; from benchmarks.queue_simulation.scale import one; print(json.dumps(one(*map(int, sys.argv[1:]))))"
-        command = [sys.executable, "-c", program, str(queued), str(hosts)]
+        command = [sys.executable, "-m", __name__, str(queued), str(hosts)]
         said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         title = f"scale: {queued:,} queued, {hosts:,} hosts"
         for what in ("submit", "claim", "end"):
-            figures.append(beside(f"{title}: a {what}", said["us"][what], "µs", COMMAND))
-        figures.append(beside(f"{title}: a step of the controller", said["us"]["step"] / 1000, "ms", COMMAND))
+            figures.append(beside(f"{title}: one {what}", said["us"][what], "µs", COMMAND))
+        figures.append(
+            beside(
+                f"{title}: a period: 64 exchanges and a step of the controller",
+                said["us"]["step"] / 1000,
+                "ms",
+                COMMAND,
+            )
+        )
         figures.append(beside(f"{title}: memory of the queue", said["memory_bytes"] / 1e6, "MB", COMMAND))
         figures.append(beside(f"{title}: all of it", said["took_s"], "s", COMMAND))
     return figures
+
+
+if __name__ == "__main__":
+    print(json.dumps(one(int(sys.argv[1]), int(sys.argv[2]))))

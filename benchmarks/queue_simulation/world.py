@@ -86,12 +86,13 @@ class World:
         return self.record
 
     def _bring_to_end(self) -> None:
-        self.record.queued_at_end = self.arm.queued()
-        self.record.running_at_end = sum(len(host.running) for host in self.hosts.values())
         while self._events:
             self.now, _, happens, to = heapq.heappop(self._events)
             if happens == self._end:
                 happens(to)
+        self.record.queued_at_end = self.arm.queued()
+        self.record.parked_at_end = len(self.parked)
+        self.record.running_at_end = sum(len(host.running) for host in self.hosts.values())
 
     def _tick(self, _: None) -> None:
         """What goes on all the time, once a period."""

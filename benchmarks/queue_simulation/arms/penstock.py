@@ -24,9 +24,8 @@ LEVELS: Final = [Value(rank).level for rank in range(len(CLASSES))]
 
 def definition_of(plan: Plan) -> AdmissionDefinition:
     """What operators would write for a plan."""
-    classes = {
-        name: ClassRule(max_wait=each.max_wait_ms / 1000) for name, each in zip(CLASSES, plan.classes, strict=True)
-    }
+    waits_s = [each.max_wait_ms / 1000 for each in plan.classes]
+    classes = {name: ClassRule(max_wait=wait_s) for name, wait_s in zip(CLASSES, waits_s, strict=True)}
     tenants = {each.name: TenantRule(weight=each.weight) for each in plan.tenants if each.weight != 1}
     return AdmissionDefinition.model_validate({"classes": classes, "tenants": tenants})
 
