@@ -19,6 +19,7 @@ from admission.queue_law import (
     Arrival,
     Verdict,
     Wait,
+    capped,
     caps,
     charged_ms,
     check,
@@ -70,9 +71,6 @@ class PartitionQueue:
         """Queued runs, with those that are set aside."""
         return len(self._queue) + len(self._aside)
 
-    def __contains__(self, run: Queued) -> bool:
-        return self._queue.has(run) or self._aside.has(run)
-
     @property
     def best_level(self) -> int:
         """The level of the best run that may be claimed; -1 where there is none."""
@@ -95,7 +93,7 @@ class PartitionQueue:
             verdict = caps(policy, now_ms, arrival, agent, tenant, self.counts.net(arrival.tenant))
             if verdict is not None and not policy.dry_run:
                 self.counts.refused(verdict.reason, rank)
-                return Refused(verdict.reason, verdict.come_back, 0.0)
+                return Refused(verdict.reason, capped(policy, self.calendar, now_ms, arrival, agent, verdict), 0.0)
         cost_ms = charged_ms(agent)
         if not arrival.again:
             self.counts.offered(rank, cost_ms)
@@ -119,6 +117,9 @@ class PartitionQueue:
             evicted = [self._evict(now_ms, each, QUEUE_FULL) for each in displaced]
         if reason:
             self.counts.would(reason, rank)
+        if policy.dry_run and not arrival.kept:
+            # What operators only try out ends nothing: the job's own bound does.
+            max_wait_ms = arrival.max_wait_ms
         start = self.fair.charge(arrival.level, arrival.tenant, cost_ms, tenant.weight)
         run = Queued(
             score_of(arrival.level, start), arrival.id, arrival.tenant, arrival.agent, cost_ms, tenant.weight,
@@ -378,6 +379,7 @@ class PartitionQueue:
             low = score_of(level, 0)
             empty = self._queue.before(low) == self._queue.before(score_of(level + 1, 0))
             self.fair.forget(level, empty=empty)
+        self.calendar.forget(now_ms)
         bottom = self._bottom()
         said = self.counts.exchanged()
         said.partition, said.at_ms, said.v = self.partition, now_ms, self.policy.v

@@ -276,9 +276,25 @@ def caps(
     if 0 <= tenant.left <= net:
         mine = policy.classes[arrival.rank]
         wait_ms = min(max(mine.own_ms * mine.pace, float(SHORTEST_MS)), float(LONGEST_CAP_WAIT_MS))
-        late = 0 <= arrival.deadline_ms < now_ms + wait_ms + agent.p90_ms
-        return Verdict(TENANT_QUEUED, 0.0, NEVER if late else ComeBack(math.ceil(wait_ms), True))
+        # When exactly, the calendar says.
+        return Verdict(TENANT_QUEUED, 0.0, ComeBack(math.ceil(wait_ms), True))
     return None
+
+
+def capped(
+    policy: AdmissionPolicy,
+    calendar: RetryCalendar,
+    now_ms: int,
+    arrival: Arrival,
+    agent: AgentPolicy,
+    verdict: Verdict,
+) -> ComeBack:
+    """When a run that its tenant's caps refuse may come again."""
+    if verdict.reason != TENANT_QUEUED:
+        return verdict.come_back
+    spacing_ms = charged_ms(agent) * policy.partitions * policy.classes[arrival.rank].pace
+    before_ms = arrival.deadline_ms - agent.p90_ms if arrival.deadline_ms >= 0 else math.inf
+    return calendar.book_tenant(now_ms, arrival.tenant, verdict.come_back.after_ms, spacing_ms, before_ms)
 
 
 def judged(

@@ -40,11 +40,12 @@ class RetryCalendar:
     different partitions apart.
     """
 
-    __slots__ = ("_cursors", "phase")
+    __slots__ = ("_cursors", "_tenants", "phase")
 
     def __init__(self, phase: float = 0.0) -> None:
         self.phase = phase
         self._cursors = [0.0] * len(CLASSES)
+        self._tenants: dict[str, float] = {}
 
     def book(
         self, now_ms: int, rank: int, wait_ms: float, spacings_ms: Sequence[float], before_ms: float = math.inf
@@ -75,6 +76,35 @@ class RetryCalendar:
                 # When it comes it goes first: it takes the room of less valuable ones, too.
                 self._cursors[lower] = max(self._cursors[lower], now_ms + wait_ms) + spacings_ms[lower]
         return ComeBack(math.ceil(slot_ms - now_ms), True)
+
+    def book_tenant(
+        self, now_ms: int, tenant: str, wait_ms: float, spacing_ms: float, before_ms: float = math.inf
+    ) -> ComeBack:
+        """The next slot of a tenant that has as many runs queued as it may: as far apart as the whole drain would take
+        for its runs. Without that, a flood that met its cap came back as a whole, once a second.
+
+        Args:
+            now_ms: the store's clock.
+            tenant: which.
+            wait_ms: nobody comes before so much time has passed.
+            spacing_ms: how far it is from the slot before.
+            before_ms: a slot after this moment is of no use, and is not booked.
+        """
+        cursor_ms = self._tenants.get(tenant, 0.0)
+        slot_ms = now_ms + wait_ms + spacing_ms * self.phase
+        if cursor_ms > now_ms:
+            slot_ms = max(slot_ms, cursor_ms + spacing_ms)
+        if slot_ms > before_ms:
+            return NEVER
+        if slot_ms - now_ms > LONGEST_MS:
+            return ComeBack(LONGEST_MS, False)
+        self._tenants[tenant] = slot_ms
+        return ComeBack(math.ceil(slot_ms - now_ms), True)
+
+    def forget(self, now_ms: int) -> None:
+        """Tenants whose slots are over need no cursor."""
+        for tenant in [name for name, slot_ms in self._tenants.items() if slot_ms <= now_ms]:
+            del self._tenants[tenant]
 
     def cursor_ms(self, rank: int) -> float:
         """The last slot that was given to a class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -119,3 +120,13 @@ async def test_what_ends_is_counted_by_tenant_and_agent(store: Store) -> None:
     assert sum(said.agents["echo"].service) == 1
     assert said.tenants["default"].served_ms == said.agents["echo"].cost_ms
     assert said.running == said.tenants["default"].running == 0
+
+
+async def test_a_dry_run_ends_nothing_by_a_rule_that_is_only_tried_out(store: Store) -> None:
+    brief = replace(AMPLE, max_wait_ms=1)
+    await published(store, dry_run=True, classes=(brief,) * 5)
+    mine = new(store, "own", max_wait="1")
+    assert await submit(store, [new(store, "other"), mine]) == [1, 1]
+    await asyncio.sleep(0.02)
+    assert list(await claim(store)) == [new(store, "other").id]
+    assert Audit(store).runs[mine.id]["state"] == "shed"

@@ -284,3 +284,13 @@ def test_an_hour_is_used_up_and_comes_back_minute_by_minute() -> None:
         each.observe(3 * HOUR_MS, 0)
         assert each.used_ms == 0
         assert each.until_ms(1) == 0
+
+
+def test_a_flood_that_met_its_cap_comes_back_one_after_the_other() -> None:
+    calendar = RetryCalendar(0.5)
+    slots = [calendar.book_tenant(1_000_000, "flood", 1000, 250.0) for _ in range(400)]
+    assert [each.after_ms for each in slots] == [1125 + 250 * number for number in range(400)]
+    assert calendar.book_tenant(1_000_000, "other", 1000, 250.0).after_ms == 1125
+    assert calendar.book_tenant(1_000_000, "other", 1000, 250.0, before_ms=1_001_200) == NEVER
+    calendar.forget(3_000_000)
+    assert calendar.book_tenant(3_000_000, "flood", 1000, 250.0).after_ms == 1125

@@ -169,6 +169,17 @@ local function book(tally, rank, wait, spacings, before)
   return {after = math.ceil(slot - now), by_itself = 1}
 end
 
+-- The next slot of a tenant that has as many runs queued as it may.
+local function book_tenant(tenant, wait, spacing, partitions, before)
+  local cursor = tonumber(redis.call('HGET', LOAD, 'slot:t:' .. tenant) or 0)
+  local slot = now + wait + spacing * (tonumber(partition, 16) / partitions)
+  if cursor > now then slot = math.max(slot, cursor + spacing) end
+  if slot > before then return NEVER end
+  if slot - now > LONGEST_MS then return {after = LONGEST_MS, by_itself = 0} end
+  redis.call('HSET', LOAD, 'slot:t:' .. tenant, string.format('%.17g', slot))
+  return {after = math.ceil(slot - now), by_itself = 1}
+end
+
 local function come_back(policy, tally, rank, cost, agent, deadline, reason)
   local room = policy.classes[rank + 1].room
   local wait = math.max(policy.floor_ms, agent.until_ms - now)
@@ -197,8 +208,10 @@ local function caps(policy, tally, asked, agent, tenant)
   if tenant.left >= 0 and tenant.left <= net_of(tally, asked.tenant) then
     local mine = policy.classes[asked.rank + 1]
     local wait = math.min(math.max(mine.own_ms * mine.pace, SHORTEST_MS), LONGEST_CAP_WAIT_MS)
-    if asked.deadline and asked.deadline < now + wait + agent.p90_ms then return 'tenant_queued', NEVER end
-    return 'tenant_queued', {after = math.ceil(wait), by_itself = 1}
+    local spacing = asked.cost * policy.partitions * mine.pace
+    if policy.dry_run then return 'tenant_queued', NEVER end
+    return 'tenant_queued', book_tenant(asked.tenant, math.ceil(wait), spacing, policy.partitions,
+      asked.deadline and asked.deadline - agent.p90_ms or math.huge)
   end
 end
 

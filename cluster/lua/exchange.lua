@@ -23,6 +23,8 @@ for i = 1, #counters, 2 do
   local stretch, rest = string.match(field, '^(%l+):(.+)$')
   if stretch == 'earlier' then
     gone[#gone + 1] = field
+  elseif stretch == 'slot' and string.sub(rest, 1, 2) == 't:' and tonumber(value) <= now then
+    gone[#gone + 1] = field
   elseif stretch == 't' then
     local what, tenant = string.match(rest, '^([^:]+):(.*)$')
     tenants[tenant] = tenants[tenant] or {}

@@ -33,7 +33,8 @@ local function at_the_door(asked)
   end
   local order = asked.level * LEVEL_SPAN + due(asked.level, asked.tenant)
   local wait, because, place = predicted(policy, tally, order, agent)
-  asked.max_wait = not asked.kept and (asked.max_wait or policy.classes[asked.rank + 1].max_wait_ms) or nil
+  local own = asked.max_wait
+  asked.max_wait = not asked.kept and (own or policy.classes[asked.rank + 1].max_wait_ms) or nil
   local leaving = {}
   if not asked.kept and not reason then
     reason = judged(policy, asked, agent, wait, because, asked.max_wait)
@@ -53,6 +54,8 @@ local function at_the_door(asked)
   end
   for _, run in ipairs(leaving or {}) do evict(policy, tally, run, 'queue_full') end
   if reason then count(LOAD, 'would:' .. asked.rank .. ':' .. reason, 1) end
+  -- What operators only try out ends nothing: the job's own bound does.
+  if policy.dry_run and not asked.kept then asked.max_wait = own end
   return nil, wait, place
 end
 
