@@ -13,7 +13,7 @@ from typing import Any, Final
 from admission.admission_definition import AdmissionDefinition, TenantRule
 from admission.admission_policy import ANY, DEFAULT_PERIOD_MS, AdmissionPolicy, AgentPolicy, ClassPolicy, TenantPolicy
 from admission.drain import Drain, Loads
-from admission.queue_law import HOSTS, Tally, predicted
+from admission.queue_law import DEADLINE, HOSTS, Tally, predicted
 from admission.queue_statistics import AgentStatistics, PartitionStatistics
 from admission.running_caps import Here, RunningCap
 from admission.service_estimate import HourlyCost, ServiceEstimate
@@ -149,6 +149,7 @@ class QueueController:
     def _take_in(self, now_ms: int, for_ms: int, seen: Observations) -> None:
         offered_ms, offered = [0.0] * len(CLASSES), 0
         spent: dict[str, int] = {}
+        too_late, learned = 0, dict[str, AgentStatistics]()
         for said in seen.partitions:
             before = self.heard.get(said.partition)
             self.heard[said.partition] = said
@@ -161,8 +162,10 @@ class QueueController:
             for name, tenant in said.tenants.items():
                 had = before.tenants.get(name)
                 spent[name] = spent.get(name, 0) + grown(0 if had is None else had.served_ms, tenant.served_ms)
+            too_late += sum(said.refused.get(DEADLINE, ())) - sum(before.refused.get(DEADLINE, ()))
             for name, agent in said.agents.items():
-                self._learn(name, before.agents.get(name), agent)
+                _add_grown(learned.setdefault(name, AgentStatistics()), before.agents.get(name), agent)
+        self._learn(learned, for_ms if too_late > 0 else 0)
         self.rates.observe(self.heard.values(), for_ms)
         self._spend(now_ms, spent, seen.definition)
         slots = sum(host.slots for host in seen.hosts.values() if not host.draining)
@@ -172,17 +175,18 @@ class QueueController:
         self.drain.observe(now_ms, slots, busy, queued, paused=paused)
         self.loads.observe(offered_ms, offered, for_ms, self.drain.rate)
 
-    def _learn(self, name: str, before: AgentStatistics | None, said: AgentStatistics) -> None:
-        before = before if before is not None and before.ended <= said.ended else AgentStatistics()
-        ended = said.ended - before.ended
-        service = [max(0, new - old) for old, new in zip(before.service, said.service, strict=True)]
-        if ended > 0 or any(service):
+    def _learn(self, learned: Mapping[str, AgentStatistics], refused_for_ms: int) -> None:
+        """From runs that ended; where runs were refused for their deadlines, from that none succeeded."""
+        for name, said in learned.items():
             estimate = self.agents.get(name)
-            if estimate is None:
+            if estimate is None and (said.ended or any(said.service)):
                 if len(self.agents) >= AGENTS_KEPT:
                     self.agents.pop(next(iter(self.agents)))
                 estimate = self.agents[name] = ServiceEstimate()
-            estimate.observe(ended, max(0, said.cost_ms - before.cost_ms), service)
+            if estimate is not None:
+                estimate.observe(said.ended, said.cost_ms, said.service)
+                if not any(said.service):
+                    estimate.fade(refused_for_ms)
 
     def _spend(self, now_ms: int, spent: Mapping[str, int], definition: AdmissionDefinition) -> None:
         for name, cost_ms in spent.items():
@@ -366,6 +370,16 @@ class QueueController:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"no snapshot of an admission controller: {error!r}") from error
         self.drain, self.loads, self.agents, self.costs = drain, loads, agents, costs
+
+
+def _add_grown(to: AgentStatistics, before: AgentStatistics | None, said: AgentStatistics) -> None:
+    """Adds what has come to an agent's counters since; they begin anew when whoever counts has forgotten them."""
+    before = before if before is not None and before.ended <= said.ended else AgentStatistics()
+    to.ended += said.ended - before.ended
+    to.cost_ms += max(0, said.cost_ms - before.cost_ms)
+    to.service = [
+        each + max(0, new - old) for each, old, new in zip(to.service, before.service, said.service, strict=True)
+    ]
 
 
 def grown(before: int, after: int) -> int:

@@ -1,5 +1,6 @@
 """What a run of an agent costs, and how long it takes, from those that have ended; what a tenant has used up. Pure."""
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
@@ -11,6 +12,11 @@ WINDOW: Final = 100
 """The mean is that of all runs until there were so many, then it forgets."""
 ENOUGH: Final = 10
 FULL: Final = 1000.0
+MOST_AT_ONCE: Final = 0.02
+"""What succeeds within one period counts as at most this part of all that is known of service times: what ends together
+may have waited together, for a store or a dependency that was away, and says little of the next runs.
+"""
+FADES_MS: Final = 5000.0
 PERCENT: Final = 0.9
 HOUR_MS: Final = 3_600_000
 _SLOT_MS: Final = 60_000
@@ -43,11 +49,24 @@ class ServiceEstimate:
         if ended > 0:
             self.seen = min(WINDOW, self.seen + ended)
             self.cost_ms += (cost_ms / ended - self.cost_ms) * min(1.0, ended / self.seen)
-        self._total += sum(service)
-        self._counts = [had + more for had, more in zip(self._counts, service, strict=True)]
+        came = sum(service)
+        part = min(1.0, max(FULL / 10, self._total) * MOST_AT_ONCE / came) if came and self._total >= ENOUGH else 1.0
+        self._total += came * part
+        self._counts = [had + more * part for had, more in zip(self._counts, service, strict=True)]
         while self._total > FULL:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
+
+    def fade(self, for_ms: float) -> None:
+        """Some time has passed in which runs were refused for their deadlines and none succeeded: service times are
+        forgotten, with a time constant of :data:`FADES_MS`.
+
+        An estimate that is too long keeps out the very runs that would put it right. After a dependency had been down
+        for two minutes, and runs had waited for it, the agents that need it were refused for good.
+        """
+        part = math.exp(-max(0.0, for_ms) / FADES_MS)
+        self._counts = [count * part for count in self._counts]
+        self._total *= part
 
     @property
     def p90_ms(self) -> float:

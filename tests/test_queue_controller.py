@@ -133,6 +133,26 @@ def test_costs_and_service_times_are_learned_from_runs_that_end() -> None:
     assert answer.reason == "deadline"
 
 
+def test_a_service_time_that_keeps_all_runs_out_is_forgotten() -> None:
+    made = Deployment()
+    for _ in range(300):
+        made.submit()
+    for queue in made.queues:
+        for run in queue.claim(made.now, 200).runs:
+            queue.end(run, 1000, 60_000)  # all of them waited for something that was down
+    made.period(2)
+    p90_ms = made.policy.agent("echo").p90_ms
+    assert p90_ms > 32_768
+    made.period(200)
+    assert made.policy.agent("echo").p90_ms == p90_ms  # while nobody is refused for it, it is the best that is known
+    refused = 0
+    while isinstance(made.submit(deadline_ms=made.now + 20_000), Refused):
+        refused += 1
+        made.period()
+    assert refused <= 80
+    assert made.policy.agent("echo").p90_ms == 0
+
+
 def test_lost_hosts_are_said_after_a_moment_and_forgotten_when_one_is_back() -> None:
     made = Deployment()
     made.hosts = {"h": HostState(10, draining=True)}

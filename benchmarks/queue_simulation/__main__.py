@@ -24,15 +24,15 @@ def main() -> int:
         print(f"{part} …", file=sys.stderr, flush=True)
         figures += scale(arguments.most) if part == "scale" else PARTS[part](f"make sim PART={part}")
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    show(figures, "Admission, simulated")
+    if arguments.json:
+        write(figures, arguments.json)
     if arguments.pictures:
         # Only who draws needs the library.
         from benchmarks.queue_simulation.pictures import pictures
 
         for path in pictures(arguments.pictures):
             print(f"drawn: {path}", file=sys.stderr)
-    show(figures, "Admission, simulated")
-    if arguments.json:
-        write(figures, arguments.json)
     return 1 if any(figure.holds is False for figure in figures) else 0
 
 

@@ -9,7 +9,8 @@ from benchmarks.queue_simulation.record import Record
 
 NEAR_MS: Final = 10_000.0
 RECOVERED: Final = 0.95
-WINDOW_MS: Final = 10_000.0
+ONSET_MS: Final = 10_000.0
+LASTING_MS: Final = 30_000.0
 
 
 def goodput(record: Record) -> float:
@@ -93,22 +94,28 @@ def fairness(record: Record) -> float:
     return jain([got / share for got, share in zip(record.tenant_ms, shares, strict=True) if share > 0])
 
 
-def beside_twin(record: Record, twin: Record) -> list[float]:
-    """Goodput from each bin on, for ten seconds, as a part of that of the same jobs without the strike."""
-    count = int(WINDOW_MS / record.plan.bin_ms)
+def beside_twin(record: Record, twin: Record, for_ms: float) -> list[float]:
+    """Goodput from each bin on, for so long, as a part of that of the same jobs without the strike."""
+    count = int(for_ms / record.plan.bin_ms)
     mine, other = record.useful.slots, twin.useful.slots
     last = int(record.plan.until_ms / record.plan.bin_ms) - count
     return [sum(mine[at : at + count]) / max(1e-9, sum(other[at : at + count])) for at in range(last + 1)]
 
 
 def recovery_s(record: Record, twin: Record, over_ms: float) -> float:
-    """How long after a strike goodput is at 95 % of what it would be, and stays there; infinite where it never is."""
-    parts = beside_twin(record, twin)
-    at = len(parts)
+    """How long after a strike goodput is at 95 % of what it would be: from when on it is so for ten seconds, and for
+    all stretches of thirty seconds until the end; infinite where it never is.
+
+    Beside a twin that gets the same jobs, since goodput at a load below 1 moves with them by more than that.
+    """
+    onset, lasting = beside_twin(record, twin, ONSET_MS), beside_twin(record, twin, LASTING_MS)
     first = math.ceil(over_ms / record.plan.bin_ms)
-    while at > first and parts[at - 1] >= RECOVERED:
+    at = len(lasting)
+    while at > first and lasting[at - 1] >= RECOVERED:
         at -= 1
-    return math.inf if at == len(parts) else (at * record.plan.bin_ms - over_ms) / 1000
+    while at < len(lasting) and onset[at] < RECOVERED:
+        at += 1
+    return math.inf if at == len(lasting) else max(0.0, at * record.plan.bin_ms - over_ms) / 1000
 
 
 def peak_to_mean(counts: Sequence[int], each: int) -> float:

@@ -21,7 +21,7 @@ from benchmarks.queue_simulation.analysis import (
 )
 from benchmarks.queue_simulation.arms.arm import Arm
 from benchmarks.queue_simulation.arms.dagor import Dagor
-from benchmarks.queue_simulation.arms.penstock import Penstock
+from benchmarks.queue_simulation.arms.penstock import Penstock, PenstockBySlotTime
 from benchmarks.queue_simulation.arms.queues import CodelLifo, Fifo, FifoCancelling, Heap, Ideal, TailDrop
 from benchmarks.queue_simulation.plan import DEPENDENCY, MIX, Agent, Clients, Plan, Strike, Tenant, steady
 from benchmarks.queue_simulation.record import Record
@@ -43,7 +43,6 @@ STRIKE_AT_MS: Final = 120_000.0
 AFTER_MS: Final = 120_000.0
 STRIKES: Final = {
     "capacity -90 % for 5 min": Strike("drain", STRIKE_AT_MS, 300_000, 27),
-    "everything ten times slower for 2 min": Strike("slow", STRIKE_AT_MS, 120_000, 10),
     "dependency down for 2 min": Strike("dependency", STRIKE_AT_MS, 120_000),
     "store paused for 30 s": Strike("store", STRIKE_AT_MS, 30_000),
     "a node with 3 of 30 hosts killed, back after 15 s": Strike("kill", STRIKE_AT_MS, 15_000, 3),
@@ -158,6 +157,13 @@ def metastability(command: str) -> list[Figure]:
                 if compared or strike.kind == "drain":
                     mine = simulated(stricken(strike, load), make, f"{name} at {load:g}, {what}")
                     figures += _struck(name, what, load, strike, mine, twin, bound_s, command)
+    strike = STRIKES["dependency down for 2 min"]
+    twin, mine = (
+        simulated(plan, PenstockBySlotTime, "service in a slot only") for plan in (stricken(None), stricken(strike))
+    )
+    took_s = min(recovery_s(mine, twin, mine.woken_ms), 9999.0)
+    title = f"5 dependency down for 2 min, at 0.95: {PenstockBySlotTime.name}, it recovers after"
+    figures.append(beside(title, took_s, "s", command))
     return sorted(figures, key=lambda each: (" at 0.95" not in each.name, each.name.split(":")[0]))
 
 

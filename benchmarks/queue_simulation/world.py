@@ -60,6 +60,7 @@ class World:
         self._free: list[Host] = []
         self._held_back: list[tuple[Callable[[Any], None], Any]] = []
         self._filling = False
+        self._dead: list[Host] = []
         self.arm = make(self)
 
     # Events
@@ -287,6 +288,7 @@ class World:
                     host.idle = self._free.count(host)
                 else:
                     host.gone_ms = self.now
+                    self._dead.append(host)
                     self.at(self.now + self.plan.lease_ms, self._reap, host)
                     for attempt in host.running:
                         attempt.stretch += 1
@@ -311,7 +313,8 @@ class World:
                     host.draining = False
                     self._free.extend([host] * host.idle)
         elif strike.kind == "kill":
-            for host in [each for each in self.hosts.values() if each.gone_ms < math.inf]:
+            dead, self._dead = self._dead, []
+            for host in dead:
                 self._join(Host(host.name + "'", host.slots))
         elif strike.kind == "slow":
             self.slowness = 1.0

@@ -37,6 +37,8 @@ class Penstock:
     cancels = True
     deadlines = True
     has_breaker = True
+    parked_time_counts = True
+    """Service times are from the first start, with the time in which a run was parked, as in the product."""
 
     def __init__(self, world: "World") -> None:
         plan = world.plan
@@ -133,7 +135,10 @@ class Penstock:
     def ended(self, now_ms: float, attempt: Attempt, slot_ms: float, in_time: bool) -> None:
         """Its owner says so."""
         self._runs.pop(attempt.id)
-        service_ms = int(now_ms - attempt.first_ms) if in_time else -1
+        service_ms = -1
+        if in_time:
+            spent_ms = max(0, _run(attempt).used_ms) + int(slot_ms)
+            service_ms = int(now_ms - attempt.first_ms) if self.parked_time_counts else spent_ms
         self.queues[attempt.partition].end(_run(attempt), int(slot_ms), service_ms)
 
     def dropped(self, now_ms: float, attempt: Attempt) -> None:
@@ -160,6 +165,13 @@ class Penstock:
     def queued(self) -> int:
         """In all partitions."""
         return sum(map(len, self.queues))
+
+
+class PenstockBySlotTime(Penstock):
+    """The same, if service times were those in a slot only."""
+
+    name = "penstock, if parked time did not count as service"
+    parked_time_counts = False
 
 
 def _run(attempt: Attempt) -> Queued:
