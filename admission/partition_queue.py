@@ -71,6 +71,9 @@ class PartitionQueue:
         """Queued runs, with those that are set aside."""
         return len(self._queue) + len(self._aside)
 
+    def __contains__(self, run: Queued) -> bool:
+        return self._queue.has(run) or self._aside.has(run)
+
     @property
     def best_level(self) -> int:
         """The level of the best run that may be claimed; -1 where there is none."""
