@@ -24,8 +24,8 @@ class Dagor(FifoCancelling):
 
     The published bound is 20 ms for requests of milliseconds, time-outs are 500 ms, and 5 % and 1 % are the steps. For
     runs of seconds these constants served the most value at ten times the load, of seven sets that were tried (bounds
-    of 100 to 500 ms, ALPHA of 5 to 20 %, BETA of 1 to 10 %); with those of the paper it serves nearly as much there,
-    and a tenth less at twice the load.
+    of 100 to 500 ms, ALPHA of 5 to 20 %, BETA of 1 to 10 %); with the paper's steps and a bound of 100 ms it served
+    nearly as much value there, and a twentieth less goodput at twice the load.
     """
 
     name = "DAGOR"
