@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from admission.values import LEVELS_A_CLASS
+
 UNKNOWN: Final = -1.0
 """Something waits, nobody has said how valuable: it may be the best, so it is asked before all others."""
 NOTHING: Final = math.inf
@@ -86,6 +88,17 @@ class ClaimOrder:
         for partition in chosen:
             del self._levels[partition]
         return chosen
+
+    @property
+    def worst_wanted(self) -> int | None:
+        """What is worse than this is not to be claimed from the partitions that were just taken: better work is known
+        to wait in another one. None where none is known to.
+
+        The end of the class of the best that waits elsewhere: inside a class, exact order would have hosts ask for one
+        run at a time.
+        """
+        best = self.best
+        return None if best is None else int(best) // LEVELS_A_CLASS * LEVELS_A_CLASS + LEVELS_A_CLASS - 1
 
     @property
     def best(self) -> float | None:

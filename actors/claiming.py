@@ -82,7 +82,8 @@ class Claiming:
             host = self._host.host
             if self._host.draining:
                 return
-            claims = (store.claim(partition, host, most, self._served) for partition in partitions)
+            worst = self.order.worst_wanted
+            claims = (store.claim(partition, host, most, self._served, worst) for partition in partitions)
             answers = await asyncio.gather(*claims, return_exceptions=True)
             for partition, answer in zip(partitions, answers, strict=True):
                 if answer is None or isinstance(answer, BaseException):

@@ -230,7 +230,9 @@ class PartitionQueue:
 
     # Hosts
 
-    def claim(self, now_ms: int, limit: int, serves: Collection[str] | None = None) -> Claimed:
+    def claim(
+        self, now_ms: int, limit: int, serves: Collection[str] | None = None, worst: int | None = None
+    ) -> Claimed:
         """The best runs become a host's.
 
         Classes with a guaranteed share that have something queued get credit for all that is claimed, and go first as
@@ -240,6 +242,7 @@ class PartitionQueue:
             now_ms: the store's clock.
             limit: how many at most.
             serves: the agents that the host serves; None for all.
+            worst: the worst level that is wanted; what a share owes is started in any case.
         """
         if "queue" in self.held:
             return Claimed([], [])
@@ -247,7 +250,7 @@ class PartitionQueue:
         runs: list[Queued] = []
         over: list[tuple[Queued, str]] = []
         for _ in range(limit + MOST_LOOKED):
-            run = self._next() if len(runs) < limit else None
+            run = self._next(worst) if len(runs) < limit else None
             if run is None:
                 break
             rank = rank_of_score(run.score)
@@ -268,7 +271,7 @@ class PartitionQueue:
             runs.append(run if run.used_ms >= 0 else run._replace(used_ms=0))
         return Claimed(runs, over)
 
-    def _next(self) -> Queued | None:
+    def _next(self, worst: int | None) -> Queued | None:
         """Takes out what is to start next."""
         queued = self.counts.tally.queued
         for rank, rule in enumerate(self.policy.classes):
@@ -277,7 +280,10 @@ class PartitionQueue:
                 if head is not None and self._credit[rank] >= head.cost_ms:
                     self._queue.remove(head)
                     return head
-        return self._queue.pop_first() if len(self._queue) else None
+        first = self._queue.first()
+        if first is None or (worst is not None and level_of_score(first.score) > worst):
+            return None
+        return self._queue.pop_first()
 
     def _credited(self, rank: int, cost_ms: int) -> None:
         """A run of a class was claimed: what that means for classes with a share."""

@@ -186,12 +186,12 @@ class Store(EffectCalls):
     # What hosts do
 
     async def claim(
-        self, partition: int, host: str, most: int, served: Sequence[str]
+        self, partition: int, host: str, most: int, served: Sequence[str], worst: int | None = None
     ) -> tuple[int, list[Claim]] | None:
-        """Claims up to ``most`` runs; the best level that is left (-1: nothing is) and the claims, or None when this
-        identity is declared dead.
+        """Claims up to ``most`` runs, of levels up to ``worst``; the best level that is left (-1: nothing is) and the
+        claims, or None when this identity is declared dead.
         """
-        answer = await self.call(scripts.CLAIM, partition, host, most, *served)
+        answer = await self.call(scripts.CLAIM, partition, host, most, "" if worst is None else worst, *served)
         if answer == b"FENCED":
             return None
         return answer[0], [_claim(item) for item in answer[1:]]

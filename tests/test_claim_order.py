@@ -101,3 +101,13 @@ def test_everything_is_asked_once_in_order_of_levels(
     keys = [[key(partition) for partition in group] for group in asked]
     assert all(0 < len(group) <= most and len(set(group)) == 1 for group in keys)
     assert keys == sorted(keys, key=lambda group: group[0])
+
+
+def test_nothing_worse_is_wanted_than_the_class_of_what_waits_elsewhere() -> None:
+    order = ClaimOrder()
+    order.queued(0, 210)
+    order.queued(1, 120)
+    assert order.take(frozenset(), 1) == [1]
+    assert order.worst_wanted == 299
+    assert order.take(frozenset(), 1) == [0]
+    assert order.worst_wanted is None

@@ -130,3 +130,12 @@ async def test_a_dry_run_ends_nothing_by_a_rule_that_is_only_tried_out(store: St
     await asyncio.sleep(0.02)
     assert list(await claim(store)) == [new(store, "other").id]
     assert Audit(store).runs[mine.id]["state"] == "shed"
+
+
+async def test_what_is_worse_than_what_waits_elsewhere_is_left(store: Store) -> None:
+    await submit(store, [at(1, 0, store), at(3, 0, store), at(3, 1, store)])
+    answer = await store.claim(0, "h1", 3, SERVED, 299)
+    assert answer is not None
+    assert [each.custom_id for each in answer[1]] == ["1-0"]
+    assert answer[0] == 349
+    assert len(await claim(store)) == 2

@@ -78,7 +78,7 @@ def submissions(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any
     return st.tuples(st.just("submit"), st.lists(st.fixed_dictionaries(given_fields), min_size=1, max_size=3))
 
 
-CLAIM = st.tuples(st.just("claim"), st.integers(1, 4))
+CLAIM = st.tuples(st.just("claim"), st.integers(1, 4), st.sampled_from([None, None, 199, 299]))
 TOOK_MS = st.sampled_from([0, 400, 9000])
 FINISH = st.tuples(st.just("finish"), st.booleans(), TOOK_MS)
 RELEASE = st.tuples(st.just("release"), TOOK_MS)
@@ -287,9 +287,9 @@ class Both:
         del self.queued[evicted.run.id]
         self.shed[evicted.run.id] = evicted
 
-    async def claim(self, most: int) -> None:
-        claimed = self.twin.claim(await self.store.server_ms(), most, SERVED[::2])
-        answer = await self.store.claim(0, "h1", most, SERVED)
+    async def claim(self, most: int, worst: int | None) -> None:
+        claimed = self.twin.claim(await self.store.server_ms(), most, SERVED[::2], worst)
+        answer = await self.store.claim(0, "h1", most, SERVED, worst)
         assert answer is not None
         assert [each.id for each in answer[1]] == [run.id for run in claimed.runs]
         assert answer[0] == self.twin.best_level

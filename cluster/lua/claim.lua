@@ -1,5 +1,6 @@
 -- claim: the best queued runs become this host's, each with a new fence.
--- ARGV: retention; host; how many at most; then the served agents: name, version, name, version, …
+-- ARGV: retention; host; how many at most; the worst level that is wanted ('' for any: what better waits elsewhere goes
+--   first); then the served agents: name, version, name, version, …
 -- Returns 'FENCED' when the host has been declared dead (it must come back under a new identity), else
 --   {best level left or -1, {id, fence, agent, custom_id, batch, job, migrations, deadline, accepted_ms, parent,
 --   cancel, journal, losses, readonly}, …}; deadline, parent and cancel may be ''. Losses are the hosts that died under
@@ -8,10 +9,10 @@
 --   max_wait has passed ends here instead (a torn one, and one with effects: with its owner). One whose agent or version this host does not
 --   serve, or that is held, or whose tenant may start no more, is set aside with its reason, and comes back to its
 --   place in the order as soon as that is over. A class with a guaranteed share gets it, whatever is more valuable.
-local host, limit = ARGV[2], tonumber(ARGV[3])
+local host, limit, worst = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('ZSCORE', base .. 'dead', host) then return 'FENCED' end
 local served = {}
-for i = 4, #ARGV, 2 do served[ARGV[i]] = ARGV[i + 1] end
+for i = 5, #ARGV, 2 do served[ARGV[i]] = ARGV[i + 1] end
 local held = {}
 for _, what in ipairs(redis.call('HKEYS', base .. 'held')) do held[what] = true end
 if held.queue then return {-1} end
@@ -89,7 +90,7 @@ local function take(most)
     local head = redis.call('ZRANGE', KEYS[1], low, high, 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
     if head[1] and credit[each.rank] >= tonumber(redis.call('HGET', base .. 'run:' .. head[1], 'cost') or 0) then
       redis.call('ZREM', KEYS[1], head[1])
-      return head
+      return head, true
     end
   end
   return redis.call('ZPOPMIN', KEYS[1], #shares > 0 and 1 or most)
@@ -160,12 +161,20 @@ local function consider(id, order)
 end
 
 while #claims - 1 < limit and looked < limit + MOST_LOOKED do
-  local popped = take(math.min(limit - (#claims - 1), limit + MOST_LOOKED - looked))
+  local popped, owed = take(math.min(limit - (#claims - 1), limit + MOST_LOOKED - looked))
   if not popped[1] then break end
+  local left = false
   for i = 1, #popped, 2 do
-    looked = looked + 1
-    consider(popped[i], popped[i + 1])
+    -- What a share owes is started whatever waits elsewhere.
+    left = left or (worst and not owed and level_of(tonumber(popped[i + 1])) > worst)
+    if left then
+      redis.call('ZADD', KEYS[1], popped[i + 1], popped[i])
+    else
+      looked = looked + 1
+      consider(popped[i], popped[i + 1])
+    end
   end
+  if left then break end
 end
 for _, each in ipairs(shares) do
   redis.call('HSET', LOAD, 'credit:' .. each.rank, string.format('%.17g', credit[each.rank]))
