@@ -19,7 +19,7 @@ CAPACITY: Final = HOSTS * SLOTS / MEAN_S
 MAX_WAIT_S: Final = 5.0
 DEADLINE_S: Final = 15.0
 WARM_S: Final = 6.0
-MEASURED_S: Final = 30.0
+MEASURED_S: Final = 34.0
 INVERTED_WITHIN_S: Final = 10.0
 FACTORS: Final = (2, 5, 10, 20)
 WEIGHTS: Final = {"one": 1, "other": 1, "twice": 2, "four": 4}
@@ -85,16 +85,16 @@ def _one(runs: Sequence[Offered], crowd: Crowd, factor: int, from_ms: float, cei
 
 def inversions(runs: Sequence[Offered]) -> float:
     """Which part of what was refused or shed was so though a run of a less valuable class, that came within ten
-    seconds of it, was started. Of those that came when the load had lasted for a while: until the queue is full, all
-    classes are started.
+    seconds of it, was started. Of those that came while the load lasted, ten seconds from both its ends: before the
+    queue is full, and when nothing comes any more, all classes are started.
     """
     ranks = {name: rank for rank, name in enumerate(CLASSES)}
     started: dict[int, list[float]] = {rank: [] for rank in range(len(CLASSES))}
-    steady_s = WARM_S + INVERTED_WITHIN_S
+    begin_s, end_s = WARM_S + INVERTED_WITHIN_S, WARM_S + MEASURED_S - INVERTED_WITHIN_S
     for each in runs:
         if each.result is not None and each.result.started_ms:
             started[ranks[each.value]].append(each.at_s)
-    late = [each for each in runs if each.at_s >= steady_s]
+    late = [each for each in runs if begin_s <= each.at_s <= end_s]
     lost = [each for each in late if not each.admitted or (each.result is not None and each.result.state == "shed")]
     worse = 0
     for each in lost:
