@@ -74,7 +74,8 @@ class AgentStatistics:
     Attributes:
         ended: its runs that are over and had been started.
         cost_ms: slot time that those took.
-        service: how many of those that succeeded took how long from their first start, by :func:`bucket_of`.
+        service: how many of those that succeeded took how long from their first start, without waits for dependencies
+            that were down, by :func:`bucket_of`.
     """
 
     ended: int = 0

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from storehouse import Audit, claim, finish, new, opened, settings_for, submit
+from storehouse import Audit, claim, finish, new, opened, park, settings_for, submit
 
 from admission.admission_policy import AdmissionPolicy, ClassPolicy, as_plain
-from admission.queue_statistics import PartitionStatistics, from_plain
+from admission.queue_statistics import PartitionStatistics, bucket_of, from_plain
 from cluster import admission
 from cluster.records import Made, NewRun, Submitted
 from cluster.store import Store
@@ -139,3 +139,18 @@ async def test_what_is_worse_than_what_waits_elsewhere_is_left(store: Store) -> 
     assert [each.custom_id for each in answer[1]] == ["1-0"]
     assert answer[0] == 349
     assert len(await claim(store)) == 2
+
+
+async def test_what_was_waited_for_a_dependency_that_was_down_is_no_service(store: Store) -> None:
+    await submit(store, [new(store)])
+    (run,) = (await claim(store)).values()
+    await park(store, run, 1, reason="breaker crm")
+    key = store.keys.run(run.id)
+    for field, back_ms in (("started_ms", -60_000), ("outage_since", -59_000)):
+        await store.command(key, "HINCRBY", key, field, back_ms)
+    await asyncio.sleep(0.01)
+    await store.fire(0)
+    (run,) = (await claim(store)).values()
+    await finish(store, run)
+    service = from_plain((await admission.exchange(store, 0)).statistics).agents["echo"].service
+    assert [bucket for bucket, count in enumerate(service) if count] == [bucket_of(1010)]

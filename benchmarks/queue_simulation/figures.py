@@ -21,7 +21,7 @@ from benchmarks.queue_simulation.analysis import (
 )
 from benchmarks.queue_simulation.arms.arm import Arm
 from benchmarks.queue_simulation.arms.dagor import Dagor
-from benchmarks.queue_simulation.arms.penstock import Penstock, PenstockBySlotTime
+from benchmarks.queue_simulation.arms.penstock import Penstock, PenstockByWholeTime
 from benchmarks.queue_simulation.arms.queues import CodelLifo, Fifo, FifoCancelling, Heap, Ideal, TailDrop
 from benchmarks.queue_simulation.plan import DEPENDENCY, MIX, Agent, Clients, Plan, Strike, Tenant, steady
 from benchmarks.queue_simulation.record import Record
@@ -159,10 +159,10 @@ def metastability(command: str) -> list[Figure]:
                     figures += _struck(name, what, load, strike, mine, twin, bound_s, command)
     strike = STRIKES["dependency down for 2 min"]
     twin, mine = (
-        simulated(plan, PenstockBySlotTime, "service in a slot only") for plan in (stricken(None), stricken(strike))
+        simulated(plan, PenstockByWholeTime, "service in a slot only") for plan in (stricken(None), stricken(strike))
     )
     took_s = min(recovery_s(mine, twin, mine.woken_ms), 9999.0)
-    title = f"5 dependency down for 2 min, at 0.95: {PenstockBySlotTime.name}, it recovers after"
+    title = f"5 dependency down for 2 min, at 0.95: {PenstockByWholeTime.name}, it recovers after"
     figures.append(beside(title, took_s, "s", command))
     return sorted(figures, key=lambda each: (" at 0.95" not in each.name, each.name.split(":")[0]))
 

@@ -112,7 +112,7 @@ local claims, looked = {-1}, 0
 local function consider(id, order)
   local rec = redis.call('HMGET', base .. 'run:' .. id, 'state', 'agent', 'custom_id', 'batch', 'job', 'migrations',
     'deadline', 'accepted_ms', 'max_wait', 'pinned', 'started_ms', 'parent', 'cancel', 'version', 'fence', 'torn',
-    'losses', 'mark', 'inherited', 'readonly', 'owes', 'tenant', 'cost', 'size', 'weight')
+    'losses', 'mark', 'inherited', 'readonly', 'owes', 'tenant', 'cost', 'size', 'outage_since')
   if not rec[1] then
     -- Only a record that has expired or been removed by hand can be here: it cannot be run.
     redis.call('ZREM', base .. 'timers', id)
@@ -148,6 +148,10 @@ local function consider(id, order)
   local journal, losses = {}, 0
   -- A fork has a past before its first start.
   if rec[11] or rec[19] then journal = redis.call('LRANGE', base .. 'journal:' .. id, 0, -1) end
+  if rec[25] then
+    redis.call('HINCRBY', base .. 'run:' .. id, 'outage_ms', string.format('%.0f', now - rec[25]))
+    redis.call('HDEL', base .. 'run:' .. id, 'outage_since')
+  end
   if rec[11] then
     go(id, rec[4], rec[14], 'queued', 'running', 'fence', fence, 'host', host, 'reason', '', 'claimed', now)
     if rec[17] and tonumber(rec[18]) == #journal then losses = tonumber(rec[17]) end

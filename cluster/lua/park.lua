@@ -23,6 +23,10 @@ while i <= #ARGV do
       if rec[8] then redis.call('HDEL', run, 'torn') end
       go(id, rec[3], rec[7], 'running', 'waiting', 'reason', ARGV[first + 3], 'due', due, 'head',
         ARGV[first + 5])
+      local kind = string.match(ARGV[first + 3], '^([^ ]+) ')
+      if kind == 'breaker' or kind == 'retry_after' or kind == 'hub' then
+        redis.call('HSET', run, 'outage_since', now)
+      end
       local ready = rec[9]
       if ready then redis.call('HDEL', run, 'poked') end
       for child = first + 7, i - 1 do

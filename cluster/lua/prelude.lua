@@ -103,11 +103,12 @@ end
 -- What a run's counters need to know of it; `order` a number, `weight` what its tenant's was when it was charged.
 local function facts_of(id)
   local rec = redis.call('HMGET', base .. 'run:' .. id, 'order', 'tenant', 'agent', 'cost', 'weight', 'size',
-    'started_ms', 'slot_ms', 'claimed')
+    'started_ms', 'slot_ms', 'claimed', 'outage_ms')
   local order = tonumber(rec[1] or 0)
   return {id = id, order = order, rank = rank_of(order), level = level_of(order), tenant = rec[2] or '',
     agent = rec[3] or '', cost = tonumber(rec[4] or 0), weight = tonumber(rec[5] or 1), size = tonumber(rec[6] or 0),
-    started = tonumber(rec[7] or ''), used = tonumber(rec[8] or 0), claimed = tonumber(rec[9] or '')}
+    started = tonumber(rec[7] or ''), used = tonumber(rec[8] or 0), claimed = tonumber(rec[9] or ''),
+    outage = tonumber(rec[10] or 0)}
 end
 
 -- A run is here (sign 1) or not any more (-1), in the queue or set aside.
@@ -185,7 +186,8 @@ local function let_go(id)
   return run
 end
 
--- The counters of a run that ends. Of those that succeeded it counts how long they took, in powers of two.
+-- The counters of a run that ends. Of those that succeeded it counts how long they took, in powers of two: without the
+-- time in which a dependency was down, which says nothing of runs to come.
 local MOST_BUCKETS = 40
 local function count_end(id, from, to)
   local run = from == 'running' and let_go(id) or facts_of(id)
@@ -194,7 +196,7 @@ local function count_end(id, from, to)
   count(LOAD, 'a:ended:' .. run.agent, 1)
   count(LOAD, 'a:cost_ms:' .. run.agent, run.used)
   if to == 'succeeded' then
-    local _, power = math.frexp(math.max(1, now - run.started))
+    local _, power = math.frexp(math.max(1, now - run.started - run.outage))
     count(LOAD, 'a:service' .. (math.min(MOST_BUCKETS, power) - 1) .. ':' .. run.agent, 1)
   end
 end

@@ -37,8 +37,8 @@ class Penstock:
     cancels = True
     deadlines = True
     has_breaker = True
-    parked_time_counts = True
-    """Service times are from the first start, with the time in which a run was parked, as in the product."""
+    parked_time_counts = False
+    """Service times are from the first start, also with the time in which a run was parked for a dependency."""
 
     def __init__(self, world: "World") -> None:
         plan = world.plan
@@ -167,11 +167,11 @@ class Penstock:
         return sum(map(len, self.queues))
 
 
-class PenstockBySlotTime(Penstock):
-    """The same, if service times were those in a slot only."""
+class PenstockByWholeTime(Penstock):
+    """The same, if the time for which a dependency was waited for counted as service."""
 
-    name = "penstock, if parked time did not count as service"
-    parked_time_counts = False
+    name = "penstock, if parked time counted as service"
+    parked_time_counts = True
 
 
 def _run(attempt: Attempt) -> Queued:
