@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos matrix properties lint format types imports check bench figures-spine figures-dependencies figures-effects figures-admission sim sim-scale lock clean
+.PHONY: help venv demo test test-quick chaos matrix properties proofs lint format types imports check bench figures-spine figures-dependencies figures-effects figures-admission sim sim-scale lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ matrix: $(STAMP) ## strike every point of the effect protocol by every fault, fo
 
 properties: $(STAMP) ## state machines against a real server, with twenty times the examples; about 10 minutes
 	@PENSTOCK_EXAMPLES=20 $(BIN)/python -m pytest -k "does_what_the_model_does or do_what_the_model_does" $(PYTEST_ARGS)
+
+proofs: $(STAMP) ## what the default tests leave out: figures at a small size, the crash matrix; about 10 minutes
+	@$(BIN)/python -m pytest -m "figures or matrix" $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

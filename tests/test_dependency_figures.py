@@ -49,6 +49,7 @@ def test_the_breaker_opens_for_all_hosts(bench: Bench) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.figures
 def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
     figures = run(breaker.one_bad_host(bench, COMMAND, hosts=2, rate=60, span_s=2.0))
     assert measured(figures, "openings for the others") == 0
@@ -56,6 +57,7 @@ def test_one_bad_host_is_nobody_elses_trouble(bench: Bench) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.figures
 def test_a_retry_storm_does_not_come_up(bench: Bench) -> None:
     figures = run(
         storms.retry_storm(
@@ -70,6 +72,7 @@ def test_a_retry_storm_does_not_come_up(bench: Bench) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.figures
 def test_a_known_quota_is_not_exceeded(bench: Bench) -> None:
     figures = run(
         storms.too_many_requests(bench, COMMAND, hosts=2, amount=100, window_s=2.0, unknown_s=2.0, known_s=3.0)

@@ -95,7 +95,7 @@ def test_deep_nesting_and_one_endless_line_are_problems_of_their_lines() -> None
     assert peak < 2_000_000
 
 
-@pytest.mark.parametrize("count", [60_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60_000, pytest.param(1_000_000, marks=pytest.mark.figures)])
 def test_many_lines_of_junk_take_seconds(count: int) -> None:
     began = time.process_time()
     scan = Scan(FACTS)
