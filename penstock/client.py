@@ -26,6 +26,7 @@ from penstock.names import is_run_id
 from penstock.policies import PolicyCalls
 from penstock.queueing import QueueCalls
 from penstock.submitting import SubmitCalls
+from penstock.tracing import TraceCalls
 from penstock.trail import TrailCalls
 from penstock.unknown import UnknownCalls
 from penstock.views import (
@@ -58,6 +59,7 @@ class Client(
     DependencyCalls,
     LineageCalls,
     UnknownCalls,
+    TraceCalls,
     TrailCalls,
     PolicyCalls,
     ApprovalCalls,

@@ -22,6 +22,7 @@ from penstock.lineage_views import ForkReport, LineageView, PromotionReport
 from penstock.policy_views import PolicyAnswer, PolicyExplanation, PolicyView
 from penstock.queue_views import PauseView, QueueView
 from penstock.submit_views import SubmitReport
+from penstock.tracing import RunTrace
 from penstock.trail_views import Trail, TrailVerification
 from penstock.unknown import NOT_GIVEN
 from penstock.unknown_views import Resolved, UnknownEffect
@@ -129,6 +130,10 @@ class SyncClient:
     def why(self, run_id: str) -> Why:
         """See :meth:`Client.why`."""
         return self._call(self._client.why(run_id))
+
+    def trace(self, run_id: str) -> RunTrace:
+        """See :meth:`Client.trace`."""
+        return self._call(self._client.trace(run_id))
 
     def trail(self, run_id: str, *, deep: bool = False, verify: bool = False, kept: str = "") -> Trail:
         """See :meth:`Client.trail`."""

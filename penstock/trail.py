@@ -54,7 +54,7 @@ class TrailCalls:
             NoSuchRun: there is no such run.
             DamagedRecord: its record cannot be read.
         """
-        past = await _past(self.store, run_id)
+        past = await past_of(self.store, run_id)
         record = past.record
         told: dict[str, list[TrailRow]] = {}
         told[run_id], children = await _rows(self.store, past)
@@ -63,7 +63,7 @@ class TrailCalls:
             if child in told:
                 continue
             try:
-                told[child], more = await _rows(self.store, await _past(self.store, child))
+                told[child], more = await _rows(self.store, await past_of(self.store, child))
             except NoSuchRun:
                 continue
             children += more
@@ -93,7 +93,13 @@ class TrailCalls:
         return await _verified(self.store, run_id, kept, {run_id} if deep else None)
 
 
-async def _past(store: Store, run_id: str) -> reader.Past:
+async def past_of(store: Store, run_id: str) -> reader.Past:
+    """A run's record and all that is kept of its journal.
+
+    Raises:
+        NoSuchRun: there is no such run.
+        DamagedRecord: its record cannot be read.
+    """
     if not is_run_id(run_id) or partition_of(run_id) not in store.partitions:
         raise NoSuchRun(run_id)
     try:
@@ -147,7 +153,7 @@ def _timed(told: dict[str, list[TrailRow]], run_id: str, at_ms: int) -> list[tup
 
 
 async def _verified(store: Store, run_id: str, kept: str, seen: set[str] | None) -> TrailVerification:
-    past = await _past(store, run_id)
+    past = await past_of(store, run_id)
     anchors = _anchors(past.record)
     proof = prove(await _chain(store, past), anchors, kept)
     below: list[TrailVerification] = []
@@ -206,7 +212,7 @@ async def _chain(store: Store, past: reader.Past) -> Chain:
     if not fork.forked_from:
         return chain
     try:
-        source = _chain_of(await _past(store, fork.forked_from))
+        source = _chain_of(await past_of(store, fork.forked_from))
     except (NoSuchRun, DamagedRecord):
         source = None
     return dataclasses.replace(chain, parting=Parting(fork.forked_from, fork.forked_link, fork.inherited, source))

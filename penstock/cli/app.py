@@ -14,6 +14,7 @@ from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
 from penstock.cli import queue as queue_commands
 from penstock.cli import shown
+from penstock.cli import trace as trace_command
 from penstock.cli import trail as trail_command
 from penstock.cli import unknown as unknown_commands
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
@@ -308,6 +309,7 @@ def why(run: RunArgument, as_json: AsJson = False) -> None:
     shown.data(answer) if as_json else typer.echo(plain(answer.text))
 
 
+cli.command()(trace_command.trace)
 cli.command()(trail_command.trail)
 
 
