@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     partitions: int = Field(default=8, ge=1, le=256)
     lease_s: float = Field(default=3.0, gt=0.2)
     heartbeat_s: float = Field(default=1.0, gt=0.05)
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="where a local deployment serves its metrics; 0 for any free port"
+    )
     slots_per_host: int = Field(default=2000, ge=1)
     payload_limit_bytes: int = Field(default=256 * 1024, ge=1024)
     store_timeout_s: float = Field(default=10.0, gt=0)

@@ -35,7 +35,9 @@ class DeploymentError(PenstockError):
 
 @dataclass(frozen=True)
 class Deployment:
-    """A deployment that clients can use. ``daemon`` is None where no background process of ours holds it together."""
+    """A deployment that clients can use. ``daemon`` is None where no background process of ours holds it together, and
+    ``metrics_url`` where none of ours serves its metrics.
+    """
 
     name: str
     app: str
@@ -48,6 +50,7 @@ class Deployment:
     nodes: int | None = None
     cpus_per_node: float | None = None
     daemon: ProcessRecord | None = None
+    metrics_url: str | None = None
 
     def is_alive(self) -> bool:
         """Whether its background process runs; a deployment on somebody else's cluster counts as alive."""
@@ -66,6 +69,7 @@ class Deployment:
             "embedded_store": self.embedded_store,
             "nodes": self.nodes,
             "cpus_per_node": self.cpus_per_node,
+            "metrics_url": self.metrics_url,
             "daemon_pid": self.daemon.pid if self.daemon else None,
             "daemon_started": self.daemon.started if self.daemon else None,
         }
@@ -87,6 +91,7 @@ class Deployment:
             nodes=record["nodes"],
             cpus_per_node=record["cpus_per_node"],
             daemon=ProcessRecord(pid, record["daemon_started"]) if pid is not None else None,
+            metrics_url=record.get("metrics_url"),
         )
 
 

@@ -41,6 +41,7 @@ from penstock.deployment import (
     refuse_second,
     with_approval_keys,
 )
+from penstock.exporter import Exporter
 from penstock.policies import enforce_given
 from telemetry.log import configure_logging
 
@@ -149,6 +150,7 @@ class LocalDeployment:
         footprint.write()
         self._stack.enter_context(session.connect(self.ray.address, namespace=self._settings.name))
         self._deploy()
+        exporter = self._stack.enter_context(Exporter(self._settings, port=self._settings.metrics_port))
         assert self._settings.redis_url is not None
         self._deployment = Deployment(
             name=self._settings.name,
@@ -162,6 +164,7 @@ class LocalDeployment:
             nodes=self._nodes,
             cpus_per_node=self._cpus_per_node,
             daemon=footprint.daemon,
+            metrics_url=exporter.url,
         )
         self._deployment.write()
         # First to go: no client may find what is about to end.

@@ -43,7 +43,7 @@ class QueueCalls:
         """
         store = self.store
         now_ms, partitions, said, rules = await asyncio.gather(
-            store.server_ms(), _statistics(store), explanation(store), _rules(store)
+            store.server_ms(), queue_statistics(store), explanation(store), queue_rules(store)
         )
         return queue_view(store.settings.name, now_ms, partitions, explanation_of(said), rules, tenant)
 
@@ -100,7 +100,7 @@ class QueueCalls:
 
     async def paused(self) -> list[PauseView]:
         """What is paused."""
-        return pauses(await _statistics(self.store))
+        return pauses(await queue_statistics(self.store))
 
     async def _check_agent(self, agent: str) -> None:
         known = sorted(await reader.catalog(self.store))
@@ -130,11 +130,12 @@ def _what(tenant: str | None, agent: str | None, value_class: str | None) -> str
     return "queue"
 
 
-async def _statistics(store: Store) -> list[PartitionStatistics]:
+async def queue_statistics(store: Store) -> list[PartitionStatistics]:
+    """What all partitions have counted."""
     return [from_plain(each.statistics) for each in await partition_queues(store)]
 
 
-async def _rules(store: Store) -> AdmissionDefinition:
+async def queue_rules(store: Store) -> AdmissionDefinition:
     """The rules in force; the defaults where there are none, or none that this version understands."""
     record = await rules_in_force(store)
     said = None if record is None else parsed(record.text, record.version).definition

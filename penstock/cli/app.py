@@ -19,6 +19,7 @@ from penstock.cli import trail as trail_command
 from penstock.cli import unknown as unknown_commands
 from penstock.cli.connection import ask, connected, environment_settings, in_loop, settings
 from penstock.cli.evaluating import evaluation
+from penstock.cli.exporting import exporter
 from penstock.cli.outcome import EXIT_CODES, Exit, Failure, guarded, say
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ cli.add_typer(admission_commands.group, name="admission")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
     cli.command()(_command)
 cli.command(name="eval")(evaluation)
+cli.command()(exporter)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's key.", show_default=False)]
@@ -135,10 +137,13 @@ def up(
         redis_url=redis_url,
     )
     facts = {"name": made.name, "app": made.app, "home": str(made.home), "ray_address": made.ray_address}
+    facts |= {"metrics_url": made.metrics_url} if made.metrics_url else {}
     if as_json:
         shown.data(facts)
         return
     say(f"deployment {made.name} of {made.app} is ready, Ray at {made.ray_address}")
+    if made.metrics_url:
+        say(f"metrics for Prometheus: {made.metrics_url}")
     say("next: penstock submit FILE.jsonl --watch; penstock status; penstock down")
 
 
