@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-quick chaos matrix properties proofs metrics-doc lint format types imports check bench figures-spine figures-dependencies figures-effects figures-admission sim sim-scale lock clean
+.PHONY: help venv demo test test-quick chaos matrix properties proofs metrics-doc runbooks lint format types imports check bench figures-spine figures-dependencies figures-effects figures-admission sim sim-scale lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ proofs: $(STAMP) ## what the default tests leave out: figures at a small size, t
 
 metrics-doc: $(STAMP) ## write docs/metrics.md from the catalogue
 	@$(BIN)/python -m telemetry.catalogue > docs/metrics.md
+
+runbooks: $(STAMP) ## write docs/runbooks from the alerts
+	@$(BIN)/python -m telemetry.alerts
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

@@ -112,12 +112,13 @@ _INTRODUCTION: Final = f"""\
 `penstock exporter` serves these for Prometheus, and so does a local deployment (`penstock up` says where). They are
 read from the store with each scrape, so that they are true whatever died; when the store cannot be read within five
 seconds, only `penstock_up` 0 and the exporter's own are served. All have the label `deployment`. Of agents, tenants,
-dependencies and hosts {LABEL_VALUES} each are told apart, all others are `{OTHER}`. What nobody knows is missing, not 0."""
+dependencies and hosts {LABEL_VALUES} each are told apart, all others are `{OTHER}`. What nobody knows is missing.
+"""
 
 
 def document() -> str:
     """docs/metrics.md."""
-    lines = [_INTRODUCTION]
+    lines = [_INTRODUCTION.rstrip()]
     for group, metrics in GROUPS.items():
         lines += ["", f"## {group}", "| metric | kind | labels | what it says |", "|---|---|---|---|"]
         lines += [

@@ -9,6 +9,7 @@ import typer
 
 from penstock.cli import admission as admission_commands
 from penstock.cli import approvals as approval_commands
+from penstock.cli import dashboards as dashboard_commands
 from penstock.cli import dependencies as dependency_commands
 from penstock.cli import lineage as lineage_commands
 from penstock.cli import policy as policy_commands
@@ -35,6 +36,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli.add_typer(dependency_commands.group, name="deps")
+cli.add_typer(dashboard_commands.group, name="dashboards")
 cli.add_typer(policy_commands.group, name="policy")
 cli.add_typer(admission_commands.group, name="admission")
 for _command in (approval_commands.approvals, approval_commands.approve, approval_commands.deny):
